@@ -1,0 +1,25 @@
+"""The few kinds of error that a caller treats differently. A wrong argument is a plain ValueError, raised at the door with the rule and the value."""
+
+
+class GeoPixelError(Exception):
+    """Base of the kinds below: catch it to tell our refusals from bugs."""
+
+
+class CatalogError(GeoPixelError):
+    """A STAC catalog cannot be reached or is not one. The job stops before anything is written."""
+
+
+class NoScenesError(GeoPixelError):
+    """The search ended well and found nothing; the message says what was searched."""
+
+
+class ReadError(GeoPixelError):
+    """An asset cannot be read. The tile that needed it becomes a failed receipt; the run goes on."""
+
+
+class CheckpointError(GeoPixelError):
+    """Model weights are missing, unknown or do not fit the configuration; the message names the key or the path."""
+
+
+class RunConflictError(GeoPixelError):
+    """The output folder holds a run with other settings; nothing was changed in it."""

@@ -1,0 +1,74 @@
+"""A run folder on a disk or in an object store, behind the same few verbs. A put is atomic (obstore writes aside, then
+renames; object stores do so by nature), so what is listed is whole. Knows nothing of what the files mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+import zarr.storage
+from obstore.store import LocalStore, ObjectStore, from_url
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder by its address: an absolute local path or a URL (s3://, gs://, az://). Cheap to send to a worker.
+
+    Credentials and endpoints of object stores come from the environment, as obstore documents (AWS_ENDPOINT_URL, ...).
+    """
+
+    url: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.url and not Path(self.url).is_absolute():
+            raise ValueError(f"a folder is an absolute path or a URL, got {self.url!r}")
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    def open(self, path: str = "") -> ObjectStore:
+        """The store rooted at path below this folder; a local folder is made where it is missing."""
+        if self.is_local:
+            return LocalStore(Path(self.url, path), mkdir=True)
+        return from_url("/".join(part for part in (self.url.rstrip("/"), path) if part))
+
+    def put(self, path: str, data: bytes) -> None:
+        obstore.put(self.open(), path, data)
+
+    def get(self, path: str) -> bytes:
+        """Raises FileNotFoundError where there is none."""
+        return bytes(obstore.get(self.open(), path).bytes())
+
+    def exists(self, path: str) -> bool:
+        if self.is_local:
+            return Path(self.url, path).is_file()
+        try:
+            obstore.head(self.open(), path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Removes a file; one that is not there is fine."""
+        if self.exists(path):
+            obstore.delete(self.open(), path)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Paths of all files whose path starts with the folder prefix, sorted; none where the folder is missing."""
+        if self.is_local and not Path(self.url).is_dir():
+            return []
+        return sorted(entry["path"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
+
+    def put_json(self, path: str, value: Any) -> None:
+        self.put(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+    def get_json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def zarr(self, path: str) -> zarr.storage.ObjectStore:
+        """The Zarr store at path below this folder."""
+        return zarr.storage.ObjectStore(self.open(path))

@@ -1,0 +1,224 @@
+"""The values that flow between the rooms: where imagery is (Scene), where work is (Grid, Tile, Block), what was seen
+(TileImage), what was found (TilePrediction) and what became of it (TileReceipt). All are frozen, check themselves when
+made and know nothing of files, models or Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from shapely import Geometry
+
+State = Literal["ok", "empty", "nodata", "cloud", "outside", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+"""ok: something was found; empty: looked, none of the prompts is there; nodata, cloud, outside: not worth looking; failed: a hole."""
+
+STATUS_CODES: dict[State, int] = {"outside": 0, "ok": 1, "empty": 2, "nodata": 3, "cloud": 4, "failed": 5}
+"""Values of the status band; 0 is its fill value, so ground that was never planned reads as outside."""
+
+TILE_SIZES = (512, 1024, 2048)
+HALO = 64
+"""Pixels a tile reads beyond each edge of its core. One value for all sizes: the blending weight of a tile is its core
+convolved with a box of 2 * HALO, and the convolved cores of any tiling of the plane sum to one at every pixel."""
+BLOCK_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One raster file of an item and the bands of it that are wanted."""
+
+    href: str
+    bands: tuple[int, ...]
+    """1-based band indexes in the order wanted."""
+    nodata: float | None = None
+    """Value that the catalog says is missing data; None: whatever the file itself says."""
+
+    def __post_init__(self) -> None:
+        if not self.bands or min(self.bands) < 1:
+            raise ValueError(f"bands must be 1-based and at least one, got {self.bands} for {self.href}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One STAC item, reduced to what reading its colours needs."""
+
+    item: str
+    footprint: Geometry
+    """EPSG:4326, longitude first."""
+    assets: tuple[Asset, ...]
+    """Their bands, concatenated, are red, green, blue; or a single grey band."""
+    crs: str | None = None
+    resolution: float | None = None
+    """Native pixel edge in units of crs; None where the item does not say."""
+    gsd: float | None = None
+    """Ground sample distance in metres; None where the item does not say."""
+
+    def __post_init__(self) -> None:
+        count = sum(len(asset.bands) for asset in self.assets)
+        if count not in (1, 3):
+            raise ValueError(f"a source has 1 or 3 bands, got {count} for item {self.item}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The items of one collection seen on one solar day, mosaicked in order: the first valid pixel wins."""
+
+    collection: str
+    day: str
+    """ISO date."""
+    sources: tuple[Source, ...]
+    stretch: tuple[float, float] | None = None
+    """Raw values shown as 0 and 255; None: the pixels are 8-bit already. One for a whole collection, never per tile."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.collection}/{self.day}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Square pixels of a CRS, counted from its origin: column = floor(x / resolution), row = floor(-y / resolution)."""
+
+    crs: str
+    resolution: float
+
+    def __post_init__(self) -> None:
+        if not self.resolution > 0:
+            raise ValueError(f"resolution must be positive, got {self.resolution}")
+
+    def geobox(self, column: int, row: int, width: int, height: int) -> GeoBox:
+        """Pixels [column, column + width) x [row, row + height) of this grid as a (height, width) GeoBox."""
+        r = self.resolution
+        return GeoBox((height, width), Affine(r, 0.0, column * r, 0.0, -r, -row * r), self.crs)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tile:
+    """A square of the world-anchored grid that the model looks at once: a core, which it answers for, and a halo around it."""
+
+    grid: Grid
+    size: int
+    """Pixels along an edge of the core, one of TILE_SIZES."""
+    column: int
+    row: int
+    """Of the core, in tiles of this size from the CRS origin; rows grow southwards."""
+    decided: State | None = None
+    """State known from the plan alone (outside, nodata, cloud): such a tile is never read."""
+
+    def __post_init__(self) -> None:
+        if self.size not in TILE_SIZES:
+            raise ValueError(f"tile size must be one of {TILE_SIZES}, got {self.size}")
+        if self.decided not in (None, "outside", "nodata", "cloud"):
+            raise ValueError(f"a plan decides outside, nodata or cloud only, got {self.decided}")
+
+    @property
+    def id(self) -> str:
+        return f"{self.size}_{self.column}_{self.row}"
+
+    @property
+    def left(self) -> int:
+        """First pixel column of the core on the grid."""
+        return self.column * self.size
+
+    @property
+    def top(self) -> int:
+        """First pixel row of the core on the grid."""
+        return self.row * self.size
+
+    @property
+    def core(self) -> GeoBox:
+        """The (size, size) pixels that this tile answers for."""
+        return self.grid.geobox(self.left, self.top, self.size, self.size)
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Core and halo: the (size + 2 HALO, size + 2 HALO) pixels that are read."""
+        edge = self.size + 2 * HALO
+        return self.grid.geobox(self.left - HALO, self.top - HALO, edge, edge)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Block:
+    """BLOCK_SIZE x BLOCK_SIZE output pixels: one Zarr shard, written by one task."""
+
+    grid: Grid
+    column: int
+    row: int
+    """In blocks from the CRS origin; rows grow southwards."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.column}_{self.row}"
+
+    @property
+    def left(self) -> int:
+        return self.column * BLOCK_SIZE
+
+    @property
+    def top(self) -> int:
+        return self.row * BLOCK_SIZE
+
+    @property
+    def geobox(self) -> GeoBox:
+        return self.grid.geobox(self.left, self.top, BLOCK_SIZE, BLOCK_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class TileImage:
+    """What a tile looks like on its own GeoBox (core and halo)."""
+
+    tile: Tile
+    rgb: np.ndarray
+    """(height, width, 3) uint8; 0 where not valid."""
+    valid: np.ndarray
+    """(height, width) bool; True: the pixel was observed."""
+
+    def __post_init__(self) -> None:
+        shape = self.tile.geobox.shape
+        if self.rgb.dtype != np.uint8 or self.rgb.shape != (*shape, 3):
+            raise ValueError(f"rgb must be uint8 {(*shape, 3)}, got {self.rgb.dtype} {self.rgb.shape}")
+        if self.valid.dtype != np.bool_ or self.valid.shape != tuple(shape):
+            raise ValueError(f"valid must be bool {tuple(shape)}, got {self.valid.dtype} {self.valid.shape}")
+
+
+LOGIT_SCALE = 8.0
+"""Stored logit = round(LOGIT_SCALE * logit), clipped to -127..127: steps of 1/8 over +-15.9."""
+ABSENT = -128
+"""Stored logit of a prompt that the model says is not in the tile: probability zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilePrediction:
+    """What the model found in a tile, at the mask decoder's own resolution, over core and halo."""
+
+    tile_id: str
+    state: State
+    """ok, empty, nodata or failed."""
+    logits: np.ndarray | None = None
+    """(prompts, h, w) int8, LOGIT_SCALE per unit, positive inside the object, ABSENT where the prompt is not there; only with state ok."""
+    valid: np.ndarray | None = None
+    """(height, width) bool on the tile's GeoBox; True: the pixel was observed; with states ok and empty."""
+    reason: str = ""
+    """Why, for nodata and failed."""
+
+    def __post_init__(self) -> None:
+        if self.state not in ("ok", "empty", "nodata", "failed"):
+            raise ValueError(f"a prediction is ok, empty, nodata or failed, got {self.state}")
+        if (self.logits is not None) != (self.state == "ok"):
+            raise ValueError(f"logits go with state ok and only with it, got state {self.state} for tile {self.tile_id}")
+        if (self.valid is not None) != (self.state in ("ok", "empty")):
+            raise ValueError(f"valid goes with states ok and empty and only with them, got state {self.state} for tile {self.tile_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class TileReceipt:
+    """What became of a tile: all that the driver ever sees of it."""
+
+    tile_id: str
+    state: State
+    reason: str = ""
+    read_seconds: float = 0.0
+    predict_seconds: float = 0.0
