@@ -1,0 +1,36 @@
+# make map    install, render the demo scenes, map them, check and score the map: runs/demo
+# make test   what CI runs: ruff, mypy, pytest
+# make install makes .venv alone. Another interpreter: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := runs/demo
+PROMPTS := building road water tree
+
+.PHONY: map test install
+.DEFAULT_GOAL := map
+
+map: .venv/.installed
+	$(BIN)/python jobs/map_region.py --catalog demo $(PROMPTS:%=--prompt %) --out $(OUT)
+	$(BIN)/python jobs/verify.py $(OUT)
+	$(BIN)/python jobs/evaluate.py $(OUT)
+	@echo "The map is in $(OUT): features.parquet (outlines), masks.zarr (masks), quicklook.png (a look at it)."
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+install: .venv/.installed
+
+# Two stamps, so that torch and the rest are fetched once and the tools of the tests only by who runs them.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "GeoPixel needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo "Installing into .venv; the first time takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,346 @@
+"""The settings of a map: one class that is the flags of jobs/map_region.py, the keys of its TOML file and the validation of
+both. Knows the form of every value; whether an area can be read, a catalog answers or a model exists is found out later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tomllib
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from datetime import date
+from datetime import datetime as Instant
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/stac/v1"
+DEMO = "demo"
+OUT_SCHEMES = ("s3", "gs", "az")
+"""Object stores that can hold a run folder."""
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in the process that `ray job submit` starts, and nowhere else (JobSupervisor in ray/dashboard/modules/job/job_supervisor.py)."""
+
+USAGE = "map_region.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] [options]"
+EXAMPLES = """examples:
+  map_region.py --catalog demo --prompt building --prompt water
+  map_region.py --aoi aoi.geojson --prompt building --prompt "swimming pool" --datetime 2020/2022 --dry-run
+  map_region.py --aoi -96.80,46.85,-96.75,46.90 --prompt road --out s3://bucket/fargo
+  ray job submit --working-dir . -- python jobs/map_region.py --config region.toml --out s3://bucket/region
+"""
+
+
+def _flag(group: str, metavar: str, description: str, default: Any = None, **rules: Any) -> Any:
+    """A setting: its default, its rules, and how --help shows it."""
+    return Field(default, description=description, json_schema_extra={"group": group, "metavar": metavar}, validate_default=True, **rules)
+
+
+def _listed(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _split(value: Any) -> Any:
+    """Lists may be written shorter: "1,2,3", or ["a,b", "c"]."""
+    value = _listed(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [word for item in value for word in re.split(r"[,\s]+", item) if word]
+    return value
+
+
+def _dated(value: Any) -> Any:
+    """TOML has dates and times of its own."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _pair(value: Any) -> Any:
+    value = _split(value)
+    if value is not None and (not isinstance(value, Sequence) or len(value) != 2):
+        raise ValueError(f"takes two numbers LOW HIGH, got {value}")
+    return value
+
+
+class MapSettings(BaseSettings):
+    """Map what the prompts name in an area: imagery from a STAC catalog in, polygons (GeoParquet) and masks (Zarr) out."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True, cli_kebab_case=True, cli_implicit_flags="toggle"
+    )
+
+    aoi: str | None = _flag(
+        "what to map",
+        "FILE|WKT|BBOX",
+        "area of interest: a GeoJSON, GeoPackage or GeoParquet file, WKT, or west,south,east,north in degrees; --catalog demo brings its own",
+        min_length=1,
+    )
+    prompt: Annotated[tuple[str, ...], BeforeValidator(_listed)] = _flag(
+        "what to map", "TEXT", "what to look for, in a word or a few; repeat it for each further thing, all are found in one pass", ()
+    )
+    catalog: str = _flag(
+        "imagery",
+        "URL|FILE|demo",
+        "STAC API, static STAC catalog on disk, or demo: rendered scenes with known truth (default: Planetary Computer)",
+        PLANETARY_COMPUTER,
+    )
+    collection: str | None = _flag("imagery", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
+    datetime: Annotated[str | None, BeforeValidator(_dated)] = _flag(
+        "imagery", "WHEN", "when it was taken: 2020, 2020-06, 2020-06-30, an RFC 3339 time, or START/END of these, .. for an open end (default: any time)"
+    )
+    max_cloud: float | None = _flag("imagery", "PERCENT", "leave out scenes that the catalog calls cloudier than this (default: keep all)", ge=0, le=100)
+    assets: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
+        "imagery", "NAME[,NAME,NAME]", "the asset with the colours, or three: red, green, blue (default: found from the catalog)", ()
+    )
+    bands: Annotated[tuple[int, ...], BeforeValidator(_split)] = _flag(
+        "imagery", "N[,N,N]", "1-based bands of the asset that are red, green and blue, or a single grey one (default: found from the catalog)", ()
+    )
+    stretch: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = _flag(
+        "imagery", "LOW HIGH", "raw values shown as black and white where pixels are not 8-bit (default: known for the collection)"
+    )
+    resolution: float | None = _flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
+    crs: str | None = _flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
+    model: str | None = _flag(
+        "finding",
+        "nano|PATH|HUB_ID",
+        "bundled small model, checkpoint folder or hub id (default: MBZUAI/GeoPixel-7B where CUDA is there, else nano)",
+        min_length=1,
+    )
+    threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
+    min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
+    dry_run: bool = _flag("running", "", "print the plan and what it will cost, then stop", False)
+    out: str = _flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The flags (put first by CliApp), then the file's keys: environment variables that happen to be called MODEL or OUT have no say."""
+        return (init_settings,)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompts_are_distinct(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        prompts = tuple(" ".join(prompt.split()) for prompt in prompts)
+        if not prompts:
+            raise ValueError("is missing: name at least one thing to look for, such as --prompt building")
+        folded = [prompt.casefold() for prompt in prompts]
+        for prompt in prompts:
+            if not prompt:
+                raise ValueError("'' is blank")
+            if folded.count(prompt.casefold()) > 1:
+                raise ValueError(f"{prompt!r} is given twice")
+        return prompts
+
+    @field_validator("catalog")
+    @classmethod
+    def _catalog_is_a_place(cls, catalog: str) -> str:
+        url = urlsplit(catalog)
+        if catalog == DEMO or (url.scheme in ("http", "https") and url.netloc):
+            return catalog
+        path = Path(catalog).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{catalog!r} is neither an http(s) URL, nor a file, nor the word {DEMO}")
+        return str(path)
+
+    @field_validator("collection")
+    @classmethod
+    def _default_collection(cls, collection: str | None, info: ValidationInfo) -> str | None:
+        return "naip" if collection is None and info.data.get("catalog") == PLANETARY_COMPUTER else collection
+
+    @field_validator("datetime")
+    @classmethod
+    def _datetime_is_an_instant_or_interval(cls, when: str | None) -> str | None:
+        ends = [] if when is None else when.split("/")
+        if len(ends) > 2 or ends == ["..", ".."] or not all(_is_instant(end) or (end == ".." and len(ends) == 2) for end in ends):
+            raise ValueError(f"{when!r} is neither a date or time such as 2020-06-30 nor an interval START/END of these")
+        return when
+
+    @field_validator("assets")
+    @classmethod
+    def _assets_make_colours(cls, assets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(assets) not in (0, 1, 3) or len(set(assets)) != len(assets):
+            raise ValueError(f"takes one name or three different ones, got {','.join(assets)}")
+        return assets
+
+    @field_validator("bands")
+    @classmethod
+    def _bands_make_colours(cls, bands: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if bands and (len(bands) not in (1, 3) or min(bands) < 1 or len(info.data.get("assets", ())) == 3):
+            raise ValueError(f"takes one or three numbers from 1 up, of a single asset, got {','.join(map(str, bands))}")
+        return bands
+
+    @field_validator("stretch")
+    @classmethod
+    def _stretch_rises(cls, stretch: tuple[float, float] | None) -> tuple[float, float] | None:
+        if stretch is not None and not stretch[0] < stretch[1]:
+            raise ValueError(f"takes LOW below HIGH, got {stretch[0]:g} {stretch[1]:g}")
+        return stretch
+
+    @field_validator("crs")
+    @classmethod
+    def _crs_is_known(cls, crs: str | None) -> str | None:
+        try:
+            return None if crs is None else CRS.from_user_input(crs).to_string()
+        except CRSError:
+            raise ValueError(f"{crs!r} is not a coordinate reference system such as EPSG:32645") from None
+
+    @field_validator("out")
+    @classmethod
+    def _out_is_a_folder_that_stays(cls, out: str, info: ValidationInfo) -> str:
+        if "://" in out:
+            url = urlsplit(out)
+            if url.scheme not in OUT_SCHEMES or not url.netloc:
+                raise ValueError(f"{out} is not a folder in an object store: {', '.join(f'{scheme}://' for scheme in OUT_SCHEMES)}")
+            return out.rstrip("/")
+        path = Path(out or _default_out(info.data)).expanduser()
+        if SUBMITTED in os.environ and not path.is_absolute() and not info.data.get("dry_run"):
+            raise ValueError(f"{path} is relative: a submitted job runs in a temporary copy; give an absolute path or a URL")
+        if path.is_file():
+            raise ValueError(f"{path} is a file, not a folder")
+        return str(path.absolute())
+
+    @model_validator(mode="after")
+    def _area_is_known(self) -> MapSettings:
+        if self.aoi is None and self.catalog != DEMO:
+            raise ValueError(f"--aoi is missing: say where to map (only --catalog {DEMO} brings its own area)")
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that shapes the result, as JSON values: two runs with equal fingerprints are the same run.
+
+        An area in a file is named by what it holds, so that an edited file is another run and a moved one is not.
+        """
+        values = self.model_dump(mode="json", exclude={"out", "config", "dry_run"})
+        if self.aoi is not None:
+            try:
+                values["aoi"] = f"sha256:{hashlib.sha256(Path(self.aoi).expanduser().read_bytes()).hexdigest()}"
+            except OSError:  # no file but WKT or a box, which says it all
+                values["aoi"] = " ".join(self.aoi.split())
+        return values
+
+
+def load_settings(argv: Sequence[str] | None = None) -> MapSettings:
+    """The settings of the command line argv (default: this process's), over those of the TOML file that its --config names.
+
+    Exits: 0 after printing --help; 2 after printing one line that names every refused value and the rule it breaks.
+    """
+    try:
+        flags = _flags()
+        given = _parse(flags.root_parser, sys.argv[1:] if argv is None else argv)
+        keys = _read_toml(Path(given["config"]).expanduser()) if "config" in given else {}
+        try:
+            return CliApp.run(MapSettings, cli_args=given, cli_settings_source=flags, **keys)
+        except ValidationError as error:
+            origins = dict.fromkeys(keys.keys() - given.keys(), f" (in {given.get('config')})")
+            raise ValueError("; ".join(_explain(detail, origins) for detail in error.errors())) from None
+    except ValueError as error:
+        print(f"map_region: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _flags() -> CliSettingsSource[_Parser]:
+    """pydantic-settings reads the flags off MapSettings; here is only how they look in --help."""
+    wide = partial(RawDescriptionHelpFormatter, max_help_position=32)
+    parser = _Parser(usage=USAGE, description=MapSettings.__doc__, epilog=EXAMPLES, formatter_class=wide, allow_abbrev=False, add_help=False)
+    groups: dict[str, Any] = {}
+
+    def add_argument(_: _Parser, *names: str, **options: Any) -> None:
+        field = MapSettings.model_fields[options["dest"]]
+        shown: Any = field.json_schema_extra
+        options["help"] = field.description
+        if "metavar" in options:  # all but --dry-run
+            options["metavar"] = shown["metavar"]
+        if options["dest"] == "stretch":  # two words or "LOW,HIGH"
+            options |= {"action": "extend", "nargs": "+", "metavar": ("LOW", "HIGH")}
+        if (title := shown["group"]) not in groups:
+            groups[title] = parser.add_argument_group(title)
+        groups[title].add_argument(*names, **options)
+
+    source: CliSettingsSource[_Parser] = CliSettingsSource(MapSettings, root_parser=parser, add_argument_method=add_argument)
+    groups["running"].add_argument("-h", "--help", action="help", help="show this and stop")
+    return source
+
+
+def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
+    """Values of the flags given, by field name; lists as JSON, so that pydantic-settings does not cut prompts at their commas."""
+    # argparse takes a box that starts with a minus for a flag, unless it is joined to its own.
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"-[\d.]+,", word) and words and re.fullmatch(r"--[\w-]+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        flags = ["--" + name.replace("_", "-") for name in MapSettings.model_fields]
+        raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
+    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in vars(given).items()}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Settings by field name; the file may write min-area or min_area."""
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {str(path)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"--config {str(path)!r} is not TOML: {error}") from error
+    known = [name for name in MapSettings.model_fields if name != "config"]
+    for key in keys:
+        if key.replace("-", "_") not in known:
+            raise ValueError(f"unknown key {key!r} in {path}{_suggestion(key.replace('-', '_'), known)}")
+    return {key.replace("-", "_"): value for key, value in keys.items()}
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(detail: ErrorDetails, origins: dict[str, str]) -> str:
+    """One refused value in words: its flag, the rule, the value, and the file it stands in where it is not from the command line."""
+    if detail["type"] == "value_error":
+        rule = str(detail["ctx"]["error"])
+    else:  # pydantic's own words, without the account of what it tried
+        rule = f"{detail['msg'].split(', unable')[0].replace('Input should', 'must').replace('String should', 'must')}, got {detail['input']!r}"
+    if not detail["loc"]:
+        return rule
+    name = str(detail["loc"][0])
+    return f"--{name.replace('_', '-')} {rule}{origins.get(name, '')}"
+
+
+def _is_instant(text: str) -> bool:
+    """A year, a month, a day or an RFC 3339 time."""
+    if not re.fullmatch(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?)?)?)?", text):
+        return False
+    try:
+        Instant.fromisoformat(text + "-01-01"[len(text) - 4 :] if len(text) < 10 else text)
+    except ValueError:
+        return False
+    return True
+
+
+def _default_out(data: dict[str, Any]) -> str:
+    """runs/AREA-PROMPT, or runs/demo where the demo brings its own area."""
+    aoi, prompts = data.get("aoi"), data.get("prompt") or ("",)
+    if aoi is None:
+        return f"runs/{DEMO}"
+    # WKT and boxes have no short name: a few digits of their digest tell them apart.
+    area = Path(aoi).stem if re.search(r"\.[A-Za-z]+$", aoi) else "area-" + hashlib.sha256(aoi.encode()).hexdigest()[:8]
+    return f"runs/{area}-" + re.sub(r"\W+", "-", prompts[0].casefold()).strip("-")[:40]

@@ -1,0 +1,110 @@
+"""The steps of pipeline.py on Ray: tiles are read by CPU tasks, predicted by actors that hold the model and stored from there; blocks are
+tasks. The only file that imports ray. The driver sees receipts, never pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.util.dask import ray_dask_get
+
+from geopixel.pipeline import Run, predict_tile, see_tile, write_block
+from geopixel.prediction import Predictor
+from geopixel.storage import Folder
+from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
+
+ACTOR_CPUS, READER_CPUS = 0.8, 0.4
+"""On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
+TILES_PER_TASK = 4
+"""Rows that travel together: small, so that a resumed run loses little."""
+
+
+def start() -> None:
+    """Joins the cluster of a submitted job, else starts Ray on this machine."""
+    if not ray.is_initialized():
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(logging_level="warning", log_to_driver=False, **local)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def has_gpus() -> bool:
+    return ray.cluster_resources().get("GPU", 0) >= 1
+
+
+class RayRunner:
+    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts."""
+
+    dask_scheduler: Any = staticmethod(ray_dask_get)
+
+    def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        if not tiles:
+            return
+        shared = ray.put((run, folder, tuple(tiles)))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}
+        tasks = min(len(tiles), max(actors, len(tiles) // TILES_PER_TASK))
+        rows = ray.data.range(len(tiles), override_num_blocks=tasks)
+        pictures = rows.map(_see, fn_kwargs={"shared": [shared]}, num_cpus=READER_CPUS)
+        receipts = pictures.map_batches(
+            _Look,
+            fn_constructor_kwargs={"shared": [shared]},
+            batch_size=TILES_PER_TASK,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, tasks)),
+            **resources,
+        )
+        for row in receipts.iter_rows():
+            yield TileReceipt(row["tile_id"], row["state"], row["reason"], row["read_seconds"], row["predict_seconds"])
+
+    def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
+        shared = ray.put((run, folder))
+        waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield ray.get(done[0])
+
+
+def _see(row: dict[str, Any], shared: list[ray.ObjectRef]) -> dict[str, Any]:
+    """A row with the tile's picture as bytes: typed columns travel between workers without pickling."""
+    run, _, tiles = ray.get(shared[0])
+    seen, seconds = see_tile(run, tiles[row["id"]])
+    found = isinstance(seen, TileImage)
+    return {
+        "id": row["id"],
+        "rgb": seen.rgb.tobytes() if isinstance(seen, TileImage) else b"",
+        "valid": np.packbits(seen.valid).tobytes() if isinstance(seen, TileImage) else b"",
+        "reason": "" if found else seen.reason,
+        "read_seconds": seconds,
+    }
+
+
+class _Look:
+    """An actor with the model, asked batch by batch."""
+
+    def __init__(self, shared: list[ray.ObjectRef]) -> None:
+        self.run, self.folder, self.tiles = ray.get(shared[0])
+        self.predictor = Predictor.load(self.run.request.model, self.run.request.prompts)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        receipts = []
+        for i, rgb, valid, reason, seconds in zip(*(batch[k] for k in ("id", "rgb", "valid", "reason", "read_seconds")), strict=True):
+            tile = self.tiles[i]
+            seen = _picture(tile, rgb, valid) if rgb else TilePrediction(tile.id, "failed", reason=reason)
+            receipts.append(predict_tile(self.folder, self.predictor, tile, seen, float(seconds)))
+        names = ("tile_id", "state", "reason", "read_seconds", "predict_seconds")
+        return {name: [getattr(receipt, name) for receipt in receipts] for name in names}
+
+
+def _picture(tile: Tile, rgb: bytes, valid: bytes) -> TileImage:
+    height, width = tile.geobox.shape
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=height * width)
+    return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), bits.view(np.bool_).reshape(height, width))
+
+
+@ray.remote(num_cpus=1)
+def _write(shared: tuple[Run, Folder], block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
+    return write_block(*shared, block, tiles, states)

@@ -1,0 +1,160 @@
+"""Weights and sizes from a folder into a network: our own layout (config.json, model.safetensors, tokenizer.model), or the published
+GeoPixel's, whose every key is renamed or dropped by name. No remote code, no pickles with code in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from geopixel.errors import CheckpointError
+from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
+from geopixel.model.network import GeoPixelNetwork
+from geopixel.model.tokenizer import Tokenizer
+
+DROPPED: dict[str, str] = {
+    r"\.lora_(sft|dpo|web)_[AB]\.": "adapters of InternLM-XComposer's other tasks; GeoPixel never runs them",
+    r"^vit\.vision_tower\.vision_model\.post_layernorm\.": "the features are taken before it",
+    r"^vit\..*position_ids$": "a constant range",
+    r"\.sam_prompt_encoder\.(point_embeddings|not_a_point_embed|mask_downscaling)\.": "text states are the only prompts",
+    r"\.visual_model\.(memory_attention|memory_encoder|obj_ptr_proj|obj_ptr_tpos_proj|mask_downsample)\.": "SAM 2's video memory; single images have none",
+    r"\.visual_model\.(maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial)$": "SAM 2's video memory; single images have none",
+    r"\.rotary_emb\.inv_freq$": "computed from the configuration",
+}
+"""Published keys that are not loaded, with the reason."""
+
+RENAMED: list[tuple[str, str]] = [
+    (r"^plora_glb_GN$", "vision.separator"),
+    (r"^plora_sub_GN$", "vision.row_end"),
+    (r"^vision_proj\.", "vision.projector."),
+    (r"^vit\.vision_tower\.vision_model\.", "vision.tower."),
+    (r"^output\.", "language.output."),
+    (r"^model\.(tok_embeddings|norm|layers)\.", r"language.\1."),
+    (r"\.Plora_([AB])\.", lambda m: f".plora_{m[1].lower()}."),  # type: ignore[list-item]
+    (r"^model\.text_hidden_fcs\.0\.", "text_hidden_fcs."),
+    (r"^model\.visual_model\.", "grounding.sam2."),
+    (r"\.no_mem_embed$", ".no_memory_embedding"),
+    (r"\.image_encoder\.trunk\.", ".vision_encoder.backbone."),
+    (r"\.image_encoder\.neck\.convs\.(\d+)\.conv\.", r".vision_encoder.neck.convs.\1."),
+    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+    (r"(backbone\.blocks\.\d+)\.norm(\d)\.", r"\1.layer_norm\2."),
+    (r"((?:backbone\.blocks|transformer\.layers)\.\d+\.mlp)\.layers\.0\.", r"\1.proj_in."),
+    (r"((?:backbone\.blocks|transformer\.layers)\.\d+\.mlp)\.layers\.1\.", r"\1.proj_out."),
+    (r"\.sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", ".shared_image_embedding.positional_embedding"),
+    (r"\.sam_prompt_encoder\.", ".prompt_encoder."),
+    (r"\.sam_mask_decoder\.", ".mask_decoder."),
+    (r"(transformer\.layers\.\d+)\.norm(\d)\.", r"\1.layer_norm\2."),
+    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
+    (r"(mask_decoder\.transformer\..*)\.out_proj\.", r"\1.o_proj."),
+    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    (r"((?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\.layers\.0\.", r"\1.proj_in."),
+    (r"((?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\.layers\.2\.", r"\1.proj_out."),
+    (r"((?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\.layers\.1\.", r"\1.layers.0."),
+]
+"""Published names (transformers 4.33, facebookresearch/sam2) to ours (transformers 5), applied in this order."""
+
+
+def rename(key: str) -> str | None:
+    """Our name of a published key; None where it is dropped."""
+    if any(re.search(pattern, key) for pattern in DROPPED):
+        return None
+    for pattern, replacement in RENAMED:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def published_config(values: Mapping[str, Any]) -> GeoPixelConfig:
+    """Our configuration from a published config.json, which holds the language model's sizes only: CLIP ViT-L/14 at 560 px and
+    SAM 2 Hiera-L are constants of the published code."""
+    scaling = values.get("rope_scaling") or {}
+    language = LanguageConfig(
+        vocab_size=values["vocab_size"],
+        hidden_size=values["hidden_size"],
+        intermediate_size=values["intermediate_size"],
+        layers=values["num_hidden_layers"],
+        heads=values["num_attention_heads"],
+        kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+        rms_norm_eps=values["rms_norm_eps"],
+        rope_theta=values["rope_theta"],
+        rope_factor=scaling.get("factor") if scaling.get("type") == "dynamic" else None,
+        max_positions=values["max_position_embeddings"],
+    )
+    vision = VisionConfig(hidden_size=1024, intermediate_size=4096, layers=24, heads=16)
+    grounding = GroundingConfig(embed_size=144, heads=2, blocks=(2, 6, 36, 4), global_blocks=(23, 33, 43), hidden_size=values.get("out_dim", 256))
+    return GeoPixelConfig(language, vision, grounding, max_length=values.get("max_length", 16384))
+
+
+def read_config(folder: Path) -> GeoPixelConfig:
+    """Raises CheckpointError where there is no readable config.json."""
+    try:
+        values = json.loads((folder / "config.json").read_text())
+        return GeoPixelConfig.from_dict(values) if "language" in values else published_config(values)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"no model configuration in {folder}: {error}") from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(folder / "tokenizer.model")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"no tokenizer.model in {folder}: {error}") from error
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint, one at a time: safetensors shards, else .bin shards (weights only)."""
+    shards = sorted(folder.glob("*.safetensors"))
+    for shard in shards:
+        try:
+            with safe_open(shard, "pt") as file:
+                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    yield key, file.get_tensor(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{shard} is no safetensors file: {error}") from error
+    if not shards:
+        for shard in sorted(folder.glob("*.bin")):
+            yield from torch.load(shard, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+def load_network(folder: Path, config: GeoPixelConfig, dtype: torch.dtype, device: torch.device) -> GeoPixelNetwork:
+    """The network of a folder in either layout, in eval mode. Raises CheckpointError naming keys that are unknown, missing or of another shape."""
+    with torch.device("meta"):
+        network = GeoPixelNetwork(config)
+    wanted = network.state_dict()
+    loaded: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, tensor in stored_tensors(folder):
+        name = key if key in wanted else rename(key)
+        if name is None:
+            continue
+        if name not in wanted:
+            unknown.append(key)
+            continue
+        shape = wanted[name].shape
+        if tensor.numel() != shape.numel():
+            raise CheckpointError(f"{key} in {folder} has shape {tuple(tensor.shape)}, the configuration asks for {tuple(shape)}")
+        loaded[name] = tensor.reshape(shape).to(device=device, dtype=dtype)
+    missing = sorted(wanted.keys() - loaded.keys())
+    if unknown or missing:
+        raise CheckpointError(f"{folder} does not fit the network: unknown {unknown[:3]} ({len(unknown)}), missing {missing[:3]} ({len(missing)})")
+    network.load_state_dict(loaded, assign=True)
+    for module in network.modules():
+        if isinstance(getattr(module, "position_ids", None), Tensor):  # a constant that no checkpoint holds
+            module.position_ids = torch.arange(module.position_ids.shape[-1], device=device)[None]
+    return network.eval().requires_grad_(False)
+
+
+def save_checkpoint(folder: Path, network: GeoPixelNetwork, tokenizer: bytes, dtype: torch.dtype) -> None:
+    """Our own layout: config.json, tokenizer.model and one model.safetensors in this dtype."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(network.config.to_dict(), indent=1) + "\n")
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    save_file({key: tensor.to(dtype).contiguous() for key, tensor in network.state_dict().items()}, folder / "model.safetensors")

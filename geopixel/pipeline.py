@@ -1,0 +1,351 @@
+"""The whole way in order, without Ray: an area and a few words in, a run folder out. This is the specification; distributed.py runs the same
+steps elsewhere. Knows the order of the steps and what a run folder holds; how tiles and blocks are spread over machines is a Runner's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+import shapely
+from shapely import Geometry
+
+from geopixel import features, ledger, mosaic, polygonize, publish
+from geopixel.errors import NoScenesError, ReadError, RunConflictError
+from geopixel.imagery import read_tile
+from geopixel.model.config import GeoPixelConfig
+from geopixel.prediction import Predictor
+from geopixel.search import find_scenes
+from geopixel.storage import Folder
+from geopixel.survey import survey_scenes
+from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
+from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt
+
+RUN = "run.json"
+FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
+"""Assumed of one device for the estimate of a plan: a CPU core at about half of its float32 peak, an H200 at half of its measured 790 TFLOP/s."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how many of its units are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """What is asked for: everything that shapes the result, and nothing else."""
+
+    area: Geometry
+    """EPSG:4326, longitude first."""
+    prompts: tuple[str, ...]
+    catalog: str
+    model: str
+    collection: str | None = None
+    datetime: str | None = None
+    max_cloud: float | None = None
+    """Percent."""
+    assets: tuple[str, ...] = ()
+    bands: tuple[int, ...] = ()
+    stretch: tuple[float, float] | None = None
+    resolution: float | None = None
+    crs: str | None = None
+    threshold: float = 0.5
+    min_area: float = 0.0
+    """Square metres."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; equal requests give equal ones."""
+        return json.loads(json.dumps(asdict(replace(self, area=None)) | {"area": self.area.wkt}))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A request and what was found for it: all that any worker needs, besides the tiles."""
+
+    request: MapRequest
+    scenes: tuple[Scene, ...]
+    grid: Grid
+
+    @property
+    def area(self) -> Geometry:
+        """In the CRS of the grid."""
+        return project_area(self.request.area, self.grid.crs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    run: Run
+    tiles: list[Tile]
+    cost: PlanCost
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to."""
+
+    tiles: dict[State, int]
+    features: dict[str, int]
+    """By prompt."""
+    km2: dict[str, float]
+    """Ground in the features of a prompt."""
+    seconds: dict[str, float]
+    """By stage, of this submission."""
+    worked: int
+    """Tiles that this submission looked at; the others were there already."""
+
+
+class Runner(Protocol):
+    """Spreads tiles and blocks over whatever there is."""
+
+    dask_scheduler: Any
+    """For the survey; None: threads."""
+
+    def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        """Reads, predicts and stores every tile; yields a receipt for each, in any order."""
+        ...
+
+    def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
+        """Writes every block; yields the id of each, in any order."""
+        ...
+
+
+class SerialRunner:
+    """One thing after the other, in this process."""
+
+    dask_scheduler: Any = "synchronous"
+
+    def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        predictor = Predictor.load(run.request.model, run.request.prompts)
+        for tile in tiles:
+            seen, seconds = see_tile(run, tile)
+            yield predict_tile(folder, predictor, tile, seen, seconds)
+
+    def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
+        for block, tiles in blocks.items():
+            yield write_block(run, folder, block, tiles, states)
+
+
+def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Summary:
+    """The whole way. config: sizes of the request's model. Resumes what the folder holds; raises RunConflictError where that is another run."""
+    clock = {"plan": time.monotonic()}
+    plan = open_run(request, folder, config, runner, progress)
+    run, tiles = plan.run, plan.tiles
+
+    clock["look"] = time.monotonic()
+    todo = ledger.pending(tiles, ledger.read_states(folder, tiles))
+    progress("tiles", 0, len(todo))
+    receipts = []
+    for receipt in runner.look(run, folder, todo):
+        receipts.append(receipt)
+        progress("tiles", len(receipts), len(todo))
+
+    clock["mosaic"] = time.monotonic()
+    states = ledger.read_states(folder, tiles)
+    blocks = mosaic.blocks_of(tiles)
+    mosaic.create_mosaic(folder, blocks, request.prompts)
+    progress("blocks", 0, len(blocks))
+    for done, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
+        progress("blocks", done, len(blocks))
+
+    clock["publish"] = time.monotonic()
+    progress("publish", 0, 1)
+    found, dropped = _publish(run, folder, tiles, blocks, states)
+    clock["end"] = time.monotonic()
+    progress("publish", 1, 1)
+
+    stages = list(clock)
+    summary = Summary(
+        tiles=ledger.recount(tiles, states),
+        features={prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts},
+        km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
+        seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
+        worked=len(receipts),
+    )
+    spent = {"read": sum(r.read_seconds for r in receipts), "predict": sum(r.predict_seconds for r in receipts)}
+    started = folder.get_json(RUN)
+    submission = {"tiles_looked_at": len(receipts), "seconds": summary.seconds, "worker_seconds": {k: round(v, 3) for k, v in spent.items()}}
+    finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
+    folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
+    return summary
+
+
+def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
+    """The plan that the folder holds, or a new one, stored. run.json is written last: a folder without it holds no run yet."""
+    if folder.exists(RUN):
+        run, tiles = load_run(folder), ledger.load_plan(folder)
+        was, now = run.request.to_json(), request.to_json()
+        for name in now:
+            if was[name] != now[name]:
+                raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
+        return Plan(run, tiles, _cost(run, tiles, config))
+    if strangers := [path for path in folder.list() if path != ledger.PLAN]:
+        raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
+    plan = make_plan(request, config, runner, progress)
+    ledger.store_plan(folder, plan.tiles)
+    folder.put_json(RUN, _run_json(plan))
+    return plan
+
+
+def load_run(folder: Folder) -> Run:
+    """The run that a folder holds. Raises FileNotFoundError where it holds none."""
+    stored = folder.get_json(RUN)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["request"].items()}
+    request = MapRequest(**values | {"area": shapely.from_wkt(values["area"])})
+    return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]))
+
+
+def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
+    """Searches, surveys and plans; writes nothing."""
+    progress("search", 0, 1)
+    scenes = find_scenes(
+        request.catalog,
+        request.area,
+        collection=request.collection,
+        datetime=request.datetime,
+        max_cloud=request.max_cloud,
+        assets=request.assets,
+        bands=request.bands,
+        stretch=request.stretch,
+    )
+    progress("search", 1, 1)
+    grid = choose_grid(scenes, request.crs, request.resolution)
+    run = Run(request, tuple(scenes), grid)
+    progress("survey", 0, 1)
+    survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)
+    tiles = plan_tiles(
+        request.area,
+        grid,
+        survey,
+        smallest_object=smallest_object(request.prompts),
+        ground_sample_distance=_ground_sample_distance(run),
+        mask_size=config.grounding.mask_size,
+        max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
+    )
+    progress("survey", 1, 1)
+    return Plan(run, tiles, _cost(run, tiles, config))
+
+
+def see_tile(run: Run, tile: Tile) -> tuple[TileImage | TilePrediction, float]:
+    """The picture of a tile, or why there is none, and the seconds it took."""
+    began = time.monotonic()
+    try:
+        seen: TileImage | TilePrediction = read_tile(tile, run.scenes)
+    except ReadError as error:
+        seen = TilePrediction(tile.id, "failed", reason=str(error))
+    return seen, time.monotonic() - began
+
+
+def predict_tile(folder: Folder, predictor: Predictor, tile: Tile, seen: TileImage | TilePrediction, read_seconds: float) -> TileReceipt:
+    """Predicts and stores a tile. A tile that was begun too often without a result is set aside: it is what ends its workers."""
+    began = time.monotonic()
+    prediction = seen if isinstance(seen, TilePrediction) else None
+    if isinstance(seen, TileImage):
+        if (attempt := ledger.begin_attempt(folder, tile.id)) > ledger.MAX_ATTEMPTS:
+            prediction = TilePrediction(tile.id, "failed", reason=f"its worker ended {attempt - 1} times")
+        else:
+            try:
+                prediction = predictor.predict(seen)
+            except (ValueError, RuntimeError) as error:  # a tile that does not fit the context or the memory is a hole, not the end of the run
+                prediction = TilePrediction(tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    assert prediction is not None
+    ledger.store_prediction(folder, prediction)
+    ledger.end_attempts(folder, tile.id)
+    return TileReceipt(tile.id, prediction.state, prediction.reason, read_seconds, time.monotonic() - began)
+
+
+def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
+    """Blends, writes and traces one block, unless that was done from tiles in the same states. Returns its id."""
+    made_from = hashlib.sha256(json.dumps([(tile.id, states[tile.id]) for tile in tiles]).encode()).hexdigest()
+    if features.parts_states(folder, block) != made_from:
+        blended = mosaic.mosaic_block(
+            block,
+            tiles,
+            lambda tile: ledger.load_prediction(folder, tile.id, states[tile.id]),
+            prompts=len(run.request.prompts),
+            threshold=run.request.threshold,
+            area=run.area,
+        )
+        mosaic.write_block(folder, block, blended)
+        parts = polygonize.trace_block(blended.mask, blended.confidence, left=block.left, top=block.top)
+        features.store_parts(folder, block, parts, made_from)
+    return block.id
+
+
+def _publish(run: Run, folder: Folder, tiles: Sequence[Tile], blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> tuple[Any, dict[str, int]]:
+    """Stitches what the blocks hold and writes the files that people open. Returns the features and the pixels dropped by min_area."""
+    request = run.request
+    objects = polygonize.stitch(features.load_parts(folder, blocks))
+    frame, dropped = features.build_features(
+        objects, run.grid, request.prompts, run.scenes, min_area=request.min_area, levels=mosaic.CONFIDENCE_LEVELS
+    )
+    features.store_features(folder, frame)
+    ledger.store_coverage(folder, tiles)
+    counts = {prompt: int((frame["prompt"] == prompt).sum()) for prompt in request.prompts}
+    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
+    publish.store_item(
+        folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=counts, tiles=ledger.recount(tiles, states)
+    )
+    failed = [tile for tile in tiles if states[tile.id] == "failed"]
+    publish.draw_quicklook(
+        folder, scenes=run.scenes, grid=run.grid, area=run.area, features=frame, prompts=request.prompts, failed=failed
+    )
+    return frame, dropped
+
+
+def _ground_sample_distance(run: Run) -> float:
+    """Metres a pixel at the scenes, not at the area: areas that overlap and have the same scenes get the same tiles."""
+    footprints = [source.footprint for scene in run.scenes for source in scene.sources]
+    if not footprints:
+        raise NoScenesError("no scenes: the search found none")
+    return ground_sample_distance(run.grid, shapely.GeometryCollection(footprints))
+
+
+def _cost(run: Run, tiles: Sequence[Tile], config: GeoPixelConfig) -> PlanCost:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prompts = len(run.request.prompts)
+    read = [tile.size for tile in tiles if tile.decided is None]
+    flops = {size: config.flops(size + 2 * HALO, size + 2 * HALO, prompts) for size in TILE_SIZES}
+    mean = float(np.mean([flops[size] for size in read])) if read else 0.0
+    return estimate_cost(
+        tiles,
+        prompts,
+        seconds_per_tile=mean / FLOPS_PER_SECOND[device],
+        ground_sample_distance=_ground_sample_distance(run),
+        mask_size=config.grounding.mask_size,
+    )
+
+
+def _run_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "request": plan.run.request.to_json(),
+        "grid": asdict(plan.run.grid),
+        "scenes": [scene_to_json(scene) for scene in plan.run.scenes],
+        "plan": asdict(plan.cost),
+        "versions": {name: version(name) for name in ("geopixel-ray", "ray", "torch", "transformers", "rasterio", "zarr")},
+        "submissions": [],
+    }
+
+
+def scene_to_json(scene: Scene) -> dict[str, Any]:
+    sources = [asdict(replace(source, footprint=None)) | {"footprint": source.footprint.wkt} for source in scene.sources]  # type: ignore[arg-type]
+    return {"collection": scene.collection, "day": scene.day, "stretch": scene.stretch, "sources": sources}
+
+
+def scene_from_json(values: Mapping[str, Any]) -> Scene:
+    """Inverse of scene_to_json."""
+    sources = []
+    for source in values["sources"]:
+        assets = tuple(Asset(asset["href"], tuple(asset["bands"]), asset["nodata"]) for asset in source["assets"])
+        sources.append(Source(**source | {"assets": assets, "footprint": shapely.from_wkt(source["footprint"])}))
+    stretch = values["stretch"]
+    return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

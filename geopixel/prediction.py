@@ -1,0 +1,44 @@
+"""Where pixels meet places: a tile's picture into the model, its low-resolution mask logits out, quantised as they are stored.
+Knows one tile at a time; nothing of files, grids of tiles or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from geopixel.model import Answer, GeoPixel
+from geopixel.types import ABSENT, LOGIT_SCALE, TileImage, TilePrediction
+
+
+class Predictor:
+    """The model with the prompts of a run. All prompts share the tile's image features."""
+
+    def __init__(self, model: GeoPixel, prompts: Sequence[str]) -> None:
+        self.model, self.prompts = model, list(prompts)
+
+    @classmethod
+    def load(cls, model: str, prompts: Sequence[str]) -> Predictor:
+        """Raises CheckpointError where there is no such model."""
+        loaded = GeoPixel.from_pretrained(model)
+        if loaded.device.type == "cpu":
+            # How a sum is split over threads decides its last bits: with one thread every worker, and the serial run, stores equal logits.
+            torch.set_num_threads(1)
+        return cls(loaded, prompts)
+
+    def predict(self, image: TileImage) -> TilePrediction:
+        """ok where the model finds any of the prompts, empty where it finds none, nodata where no pixel was observed."""
+        if not image.valid.any():
+            return TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
+        answers = self.model.segment([image.rgb], self.prompts)[0]
+        if not any(len(answer.logits) for answer in answers):
+            return TilePrediction(image.tile.id, "empty", valid=image.valid)
+        return TilePrediction(image.tile.id, "ok", logits=np.stack([quantise(answer) for answer in answers]), valid=image.valid)
+
+
+def quantise(answer: Answer) -> np.ndarray:
+    """(S, S) int8 as stored: the union of the answer's masks, or ABSENT everywhere where it has none."""
+    if not len(answer.logits):
+        return np.full(answer.logits.shape[1:], ABSENT, np.int8)
+    return np.clip(np.rint(answer.logits.max(axis=0) * LOGIT_SCALE), -127, 127).astype(np.int8)

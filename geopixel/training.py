@@ -1,0 +1,280 @@
+"""Trains the bundled nano model from scratch on rendered scenes: tokenizer, network, masks, and the answer that a thing is not there.
+Knows the model and the demo's renderer; nothing of tiles, catalogs or Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from geopixel.demo import CLASSES, TRAINING_SEEDS, render_scene
+from geopixel.model import processor
+from geopixel.model.checkpoint import save_checkpoint
+from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
+from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
+from geopixel.model.language import PADDING, PREFIX
+from geopixel.model.losses import IGNORED, answer_loss, mask_loss
+from geopixel.model.network import GeoPixelNetwork
+from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "building": ("building", "buildings", "the buildings", "house", "houses", "the houses", "roof", "roofs", "rooftops", "built structures"),
+    "road": ("road", "roads", "the roads", "street", "streets", "paved roads", "the road network"),
+    "water": ("water", "the water", "water body", "water bodies", "lake", "lakes", "pond", "river", "rivers"),
+    "tree": ("tree", "trees", "the trees", "tree canopy", "forest", "woods"),
+    "field": ("field", "fields", "the fields", "farmland", "cropland", "crop fields", "agricultural fields"),
+    "vehicle": ("vehicle", "vehicles", "the vehicles", "car", "cars", "the cars", "parked cars"),
+}
+STRANGE = ("airplane", "ship", "ships", "swimming pool", "bridge", "train", "stadium", "solar panels", "beach", "glacier", "wind turbine", "storage tank")
+"""Things that no scene holds: the answer is always that they are not there."""
+ABSENT_ANSWER = "It is not there."
+
+SMALLEST_SHARE = {"vehicle": 3e-4}
+DEFAULT_SMALLEST_SHARE = 2e-3
+"""Share of the image from which on a class must be found; with less of it than that, and more than none, the question is not asked."""
+
+ANSWER_WEIGHT = 4.0
+"""Of the answer's cross-entropy: one token in eight of an answer carries its decision, so the published weight of 1 would teach presence slowly."""
+
+SCENE_SIZE = 1536
+SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
+
+
+def nano_config(vocab_size: int) -> GeoPixelConfig:
+    """The published architecture at about 3 M parameters: crops of 512 px, masks of 128 x 128."""
+    return GeoPixelConfig(
+        LanguageConfig(vocab_size, hidden_size=160, intermediate_size=384, layers=3, heads=5, kv_heads=1, max_positions=4096, plora_rank=16, plora_alpha=16.0),
+        VisionConfig(hidden_size=96, intermediate_size=384, layers=3, heads=4, crop_size=512, patch_size=32),
+        GroundingConfig(24, heads=1, blocks=(1, 2, 4, 1), global_blocks=(6,), hidden_size=96, mlp_size=256, image_size=512, multimask_fallback=False),
+        hd_num=1,
+        max_length=4096,
+    )
+
+
+def train_tokenizer(vocab_size: int = 512) -> bytes:
+    """A sentencepiece model over the questions and answers that nano knows, laid out as InternLM2's: <unk>, <s>, </s>, bytes, pieces, chat markers."""
+    words = [wording for wordings in WORDINGS.values() for wording in wordings] + list(STRANGE)
+    lines = [SEGMENT_PROMPT.format(word) for word in words] + [SEGMENT_ANSWER, ABSENT_ANSWER, "user", "assistant"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+        user_defined_symbols=[f"[UNUSED_TOKEN_{i}]" for i in range(140, 147)],
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image, the questions asked about it and what should come back."""
+
+    crops: Tensor
+    """(1 + rows * columns, 3, crop, crop) float32"""
+    grid: tuple[int, int]
+    """(rows, columns)"""
+    pixels: Tensor
+    """(3, image_size, image_size) float32"""
+    tokens: list[list[int]]
+    """Per question: prompt and answer ids."""
+    answer_starts: list[int]
+    """Per question: where in its tokens the answer begins."""
+    masks: Tensor
+    """(present questions, S, S) float32: share of each mask cell that the class covers."""
+
+
+class RenderedExamples(Dataset[Example]):
+    """Example i is the same wherever and whenever it is drawn: everything random follows from (seed, i)."""
+
+    def __init__(self, scenes: Sequence[Path], config: GeoPixelConfig, tokenizer: Tokenizer, count: int, seed: int) -> None:
+        self.scenes, self.config, self.tokenizer, self.count, self.seed = list(scenes), config, tokenizer, count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng((self.seed, index))
+        scene = np.load(self.scenes[rng.integers(len(self.scenes))], mmap_mode="r")
+        edge = int(np.exp(rng.uniform(np.log(448), np.log(SCENE_SIZE))))
+        top, left = rng.integers(0, SCENE_SIZE - edge + 1, 2)
+        window = np.array(scene[top : top + edge, left : left + edge])
+        window = np.rot90(window, int(rng.integers(4)))
+        window = window[:, ::-1] if rng.integers(2) else window
+        return self.example(jitter(rng, window[..., :3]), window[..., 3], rng)
+
+    def example(self, rgb: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> Example:
+        """rgb (height, width, 3) uint8, truth (height, width) uint8 class codes; rng chooses the wordings."""
+        tokens, starts, masks = [], [], []
+        for name, code in CLASSES.items():
+            inside = torch.from_numpy((truth == code).astype(np.float32))
+            share = float(inside.mean())
+            if 0 < share < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE):
+                continue
+            size = self.config.grounding.mask_size
+            if share:
+                masks.append(F.interpolate(inside[None, None], (size, size), mode="area")[0, 0])
+            start, ids = self.dialogue(str(rng.choice(WORDINGS[name])), SEGMENT_ANSWER if share else ABSENT_ANSWER)
+            tokens.append(ids)
+            starts.append(start)
+        start, ids = self.dialogue(str(rng.choice(STRANGE)), ABSENT_ANSWER)
+        crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
+        pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
+        stacked = torch.stack(masks) if masks else torch.zeros((0, size, size))
+        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], stacked)
+
+    def dialogue(self, concept: str, answer: str) -> tuple[int, list[int]]:
+        """Where the answer starts, and the ids of question and answer."""
+        question = self.tokenizer.encode(USER + SEGMENT_PROMPT.format(concept) + ASSISTANT)
+        return len(question), question + self.tokenizer.encode(answer + ANSWER_END) + [self.tokenizer.eos]
+
+
+def jitter(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
+    """Other light, another camera: gain and offset per channel, gamma, a little noise. (height, width, 3) uint8 in and out."""
+    level = np.linspace(0, 1, 256, dtype=np.float32)[:, None] ** np.exp(rng.normal(0, 0.2))
+    level = level * np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)) + rng.normal(0, 0.03, 3)
+    table = (level.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    x = np.take_along_axis(table, rgb.reshape(-1, 3), axis=0).reshape(rgb.shape)
+    if rng.random() < 0.5:
+        noise = rng.integers(-6, 7, rgb.shape, dtype=np.int16)
+        x = (x + noise).clip(0, 255).astype(np.uint8)
+    return x
+
+
+def render_scenes(folder: Path, count: int, first_seed: int) -> list[Path]:
+    """Scenes (SCENE_SIZE, SCENE_SIZE, 4) uint8, red, green, blue and class code, as .npy; those that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{first_seed + i}.npy" for i in range(count)]
+    for path in paths:
+        seed = int(path.stem)
+        if seed not in TRAINING_SEEDS:
+            raise ValueError(f"training draws its scenes from seeds {TRAINING_SEEDS}, got {seed}")
+        if not path.exists():
+            scene = render_scene(seed, size=SCENE_SIZE, gsd=SCENE_GSDS[seed % len(SCENE_GSDS)])
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, np.dstack([scene.rgb, scene.truth]))
+            part.rename(path)
+    return paths
+
+
+def initialise(network: GeoPixelNetwork) -> None:
+    """Small normal weights for what is ours (transformers initialises the towers itself); the image adapters start at zero."""
+    for part in (network.language, network.vision.projector, network.text_hidden_fcs):
+        for name, parameter in part.named_parameters():
+            if parameter.dim() > 1:
+                std = 0.0 if "plora_b" in name else 0.02 if "tok_embeddings" in name else parameter.shape[1] ** -0.5
+                nn.init.normal_(parameter, std=std)
+    for mark in (network.vision.row_end, network.vision.separator):
+        nn.init.normal_(mark, std=0.5)
+
+
+def forward_loss(network: GeoPixelNetwork, batch: list[Example], bos: int, seg: int) -> tuple[Tensor, Tensor]:
+    """Losses (answers, masks) of a batch of examples. The questions of an image are packed behind its tokens, as generation packs them."""
+    language = network.language
+    images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
+    starts = [1 + len(image) for image in images]
+    start, length = max(starts), max(sum(map(len, e.tokens)) for e in batch)
+    ids = torch.zeros((len(batch), start + length), dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    segments = torch.full_like(ids, PADDING)
+    positions = torch.zeros_like(ids)
+    image_mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, example in enumerate(batch):
+        ids[row, 0] = bos
+        segments[row, : starts[row]] = PREFIX
+        positions[row, : starts[row]] = torch.arange(starts[row])
+        image_mask[row, 1 : starts[row]] = True
+        at = start
+        for segment, (tokens, answer_start) in enumerate(zip(example.tokens, example.answer_starts, strict=True)):
+            span = slice(at, at + len(tokens))
+            ids[row, span] = torch.tensor(tokens)
+            labels[row, at + answer_start - 1 : at + len(tokens) - 1] = torch.tensor(tokens[answer_start:])
+            segments[row, span] = segment
+            positions[row, span] = starts[row] + torch.arange(len(tokens))
+            at += len(tokens)
+    embeddings = torch.index_put(language.tok_embeddings(ids), (image_mask,), torch.cat(images))
+    hidden = language(embeddings, image_mask=image_mask, segments=segments, positions=positions)
+    answered = labels != IGNORED
+    words = answer_loss(language.output(hidden[answered]), labels[answered])
+    is_seg = (ids == seg) & (segments != PADDING)
+    owner = torch.nonzero(is_seg)[:, 0]
+    if not len(owner):
+        return words, words * 0
+    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+    masks = network.grounding.decode(features.take(owner), network.mask_prompts(hidden[is_seg])[:, None])
+    return words, mask_loss(masks.logits, torch.cat([e.masks for e in batch]))
+
+
+def train_nano(
+    out: Path, work: Path, *, steps: int, batch: int, scenes: int, seed: int = 0, learning_rate: float = 1.2e-3, report: Callable[[str], None] = print
+) -> None:
+    """Renders what is missing, trains, writes the checkpoint (float16) and training.json into out. work holds the rendered scenes."""
+    began = time.monotonic()
+    torch.manual_seed(seed)
+    proto = train_tokenizer()
+    tokenizer = Tokenizer(proto)
+    config = nano_config(tokenizer.vocab_size)
+    network = GeoPixelNetwork(config)
+    initialise(network)
+    size = sum(p.numel() for p in network.parameters())
+    report(f"nano has {size / 1e6:.2f} M parameters; rendering {scenes} scenes")
+    paths = render_scenes(work, scenes, TRAINING_SEEDS.start)
+    examples = RenderedExamples(paths, config, tokenizer, steps * batch, seed)
+    loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    network.train()
+    recent: list[tuple[float, float]] = []
+    for step, (words, masks) in enumerate(_steps(network, loader, optimizer, schedule, tokenizer), start=1):
+        recent.append((words, masks))
+        if step % 50 == 0 or step == steps:
+            mean = np.mean(recent, axis=0)
+            report(f"step {step}/{steps}: answers {mean[0]:.4f}, masks {mean[1]:.4f}, {(time.monotonic() - began) / 60:.1f} min")
+            recent.clear()
+        if step % 500 == 0 or step == steps:
+            save_checkpoint(out, network, proto, torch.float16)
+    record = {
+        "steps": steps,
+        "batch": batch,
+        "scenes": scenes,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "parameters": size,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "final_losses": {"answers": round(float(mean[0]), 4), "masks": round(float(mean[1]), 4)},
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _steps(
+    network: GeoPixelNetwork,
+    loader: DataLoader[Example],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    tokenizer: Tokenizer,
+) -> Iterator[tuple[float, float]]:
+    for batch in loader:
+        words, masks = forward_loss(network, batch, tokenizer.bos, tokenizer.seg)
+        optimizer.zero_grad(set_to_none=True)
+        (ANSWER_WEIGHT * words + masks).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        yield float(words.detach()), float(masks.detach())

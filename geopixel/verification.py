@@ -1,0 +1,121 @@
+"""Recounts a run from what is stored, trusting no number that the run wrote about itself. Knows what a run folder must hold; writes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import zarr
+from pyarrow import ArrowInvalid
+
+from geopixel import ledger, mosaic
+from geopixel.features import FEATURES
+from geopixel.pipeline import RUN, Run, load_run
+from geopixel.storage import Folder
+from geopixel.types import BLOCK_SIZE, STATUS_CODES, Block, State, Tile
+
+ANSWERED = (STATUS_CODES["ok"], STATUS_CODES["empty"])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    tiles: dict[State, int]
+    pixels: dict[State, int]
+    """Of the status band."""
+    holes: list[str]
+    """One line for everything that is missing or does not add up; none: the map is whole."""
+
+
+def verify(folder: Folder) -> Verdict:
+    """Recounts tiles, pixels and features. Raises FileNotFoundError where the folder holds no run, ValueError where its run never ended."""
+    stored = folder.get_json(RUN)
+    if "finished" not in stored:
+        raise ValueError(f"the run in {folder.url} has not ended: run it again to finish it")
+    tiles = ledger.load_plan(folder)
+    states = ledger.read_states(folder, tiles)
+    counts = ledger.recount(tiles, states)
+    holes = []
+    if sum(counts.values()) != len(tiles):
+        holes.append(f"{len(tiles)} tiles planned, {sum(counts.values())} have a state")
+    if counts["failed"]:
+        holes.append(f"{counts['failed']} tiles failed")
+    holes += _check_coverage(folder, tiles, states)
+    holes += (broken := _check_predictions(folder, tiles, states))
+    pixels: Counter[State] = Counter()
+    present: Counter[str] = Counter()
+    if len(states) == len(tiles) and not broken:
+        holes += _check_mosaic(folder, load_run(folder), tiles, states, pixels, present)
+        holes += _check_features(folder, present, stored["finished"]["pixels_below_min_area"])
+    return Verdict(counts, dict(pixels), holes)
+
+
+def _check_coverage(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, State]) -> list[str]:
+    try:
+        table = gpd.read_parquet(BytesIO(folder.get(ledger.COVERAGE)))
+    except FileNotFoundError:
+        return [f"{ledger.COVERAGE} is missing"]
+    told = dict(zip(table["tile_id"], table["state"], strict=True))
+    wrong = [tile.id for tile in tiles if told.get(tile.id) != states.get(tile.id)]
+    extra = len(table) - len(tiles)
+    holes = [f"{ledger.COVERAGE} is wrong about {len(wrong)} tiles, first {wrong[0]}"] if wrong else []
+    return holes + ([f"{ledger.COVERAGE} has {len(table)} rows for {len(tiles)} planned tiles"] if extra else [])
+
+
+def _check_predictions(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, State]) -> list[str]:
+    broken = []
+    for tile in tiles:
+        if tile.decided is None and tile.id in states:
+            try:
+                ledger.load_prediction(folder, tile.id, states[tile.id])
+            except (ArrowInvalid, OSError, ValueError, IndexError) as error:
+                broken.append(f"{tile.id} ({type(error).__name__})")
+    return [f"{len(broken)} stored predictions cannot be read, first {broken[0]}"] if broken else []
+
+
+def _check_mosaic(folder: Folder, run: Run, tiles: Sequence[Tile], states: Mapping[str, State], pixels: Counter[State], present: Counter[str]) -> list[str]:
+    """Compares the status band with what plan, predictions and area say, pixel for pixel, and counts pixels by state and prompt."""
+    root: Any = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
+    resolution, _, left, _, _, top = root.attrs["spatial:transform"]
+    first_column, first_row = round(left / resolution), round(-top / resolution)
+    names: dict[int, State] = {code: state for state, code in STATUS_CODES.items()}
+    holes = []
+    for block, near in mosaic.blocks_of(tiles).items():
+        window = _window(block, first_column, first_row)
+        predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in near if tile.decided is None}
+        status = root["status"][window]
+        wrong = int((status != mosaic.block_status(block, near, predictions, run.area)).sum())
+        if wrong:
+            holes.append(f"status of block {block.id} is wrong at {wrong} pixels")
+        pixels.update({names[int(code)]: int(count) for code, count in zip(*np.unique(status, return_counts=True), strict=True)})
+        silent = ~np.isin(status, ANSWERED)
+        for index, prompt in enumerate(run.request.prompts):
+            mask, confidence = (root[name][(index, *window)] for name in ("mask", "confidence"))
+            present[prompt] += int((mask == 1).sum())
+            unlike = int(((mask == mosaic.NONE) != silent).sum()) + int(((confidence == mosaic.NONE) != silent).sum())
+            if unlike:
+                holes.append(f"masks of {prompt!r} in block {block.id} disagree with its status at {unlike} pixels")
+    return holes
+
+
+def _check_features(folder: Folder, present: Mapping[str, int], dropped: Mapping[str, int]) -> list[str]:
+    """Every pixel of the published raster is in a polygon, or in one that min_area left out."""
+    try:
+        table = gpd.read_parquet(BytesIO(folder.get(FEATURES)))
+    except FileNotFoundError:
+        return [f"{FEATURES} is missing"]
+    holes = []
+    for prompt, count in present.items():
+        traced = int(table.loc[table["prompt"] == prompt, "pixels"].sum()) + dropped[prompt]
+        if traced != count:
+            holes.append(f"{prompt!r} is {count} pixels in {mosaic.MASKS} and {traced} in {FEATURES}")
+    return holes
+
+
+def _window(block: Block, first_column: int, first_row: int) -> tuple[slice, slice]:
+    row, column = block.top - first_row, block.left - first_column
+    return slice(row, row + BLOCK_SIZE), slice(column, column + BLOCK_SIZE)

@@ -1,0 +1,164 @@
+import json
+from io import BytesIO
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geopixel import ledger
+from geopixel.storage import Folder
+from geopixel.types import STATES, Grid, Tile, TilePrediction
+
+GRID = Grid("EPSG:32645", 0.3)
+TILES = [
+    Tile(GRID, 2048, 10, -7, "outside"),
+    Tile(GRID, 512, 44, -28),
+    Tile(GRID, 512, 45, -28),
+    Tile(GRID, 1024, 23, -14, "nodata"),
+    Tile(GRID, 1024, 23, -13, "cloud"),
+    Tile(GRID, 512, 44, -27),
+]
+ONE, TWO, THREE = (tile for tile in TILES if tile.decided is None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path))
+
+
+def prediction(tile: Tile, state: str, seed: int = 0) -> TilePrediction:
+    random = np.random.default_rng(seed)
+    edge = tile.size + 128
+    valid = random.random((edge, edge)) < 0.5 if state in ("ok", "empty") else None
+    logits = random.integers(-128, 128, (2, 16, 16), dtype=np.int8) if state == "ok" else None
+    return TilePrediction(tile.id, state, logits, valid, "cannot open b.tif" if state in ("failed", "nodata") else "")  # type: ignore[arg-type]
+
+
+def equal(a: TilePrediction, b: TilePrediction) -> bool:
+    same = [np.array_equal(x, y) and x.dtype == y.dtype for x, y in ((a.logits, b.logits), (a.valid, b.valid)) if x is not None and y is not None]
+    return (a.tile_id, a.state, a.reason, a.logits is None, a.valid is None) == (b.tile_id, b.state, b.reason, b.logits is None, b.valid is None) and all(same)
+
+
+def test_a_plan_comes_back_in_order_and_as_equal_bytes(folder: Folder) -> None:
+    ledger.store_plan(folder, TILES)
+    first = folder.get("plan.parquet")
+    assert ledger.load_plan(folder) == TILES
+    ledger.store_plan(folder, ledger.load_plan(folder))
+    assert folder.get("plan.parquet") == first
+
+
+@pytest.mark.parametrize("decided", [None, "outside"])
+def test_a_plan_of_one_kind_has_the_same_columns(folder: Folder, decided) -> None:
+    ledger.store_plan(folder, TILES)
+    schema = pq.read_schema(BytesIO(folder.get("plan.parquet")))
+    ledger.store_plan(folder, [Tile(GRID, 512, 0, 0, decided)])
+    assert pq.read_schema(BytesIO(folder.get("plan.parquet"))).equals(schema)
+    assert ledger.load_plan(folder) == [Tile(GRID, 512, 0, 0, decided)]
+
+
+def test_plan_and_coverage_are_geoparquet_of_the_cores(folder: Folder) -> None:
+    ledger.store_plan(folder, TILES)
+    for tile in (ONE, TWO, THREE):
+        ledger.store_prediction(folder, prediction(tile, "empty"))
+    ledger.store_coverage(folder, TILES)
+    for path in ("plan.parquet", "coverage.parquet"):
+        table = gpd.read_parquet(BytesIO(folder.get(path)))
+        assert table.crs == GRID.crs
+        assert table.tile_id.tolist() == [tile.id for tile in TILES]
+        assert table["size"].tolist() == [tile.size for tile in TILES]
+        for shape, tile in zip(table.geometry, TILES, strict=True):
+            assert shapely.equals_exact(shape.normalize(), tile.core.extent.geom.normalize(), 1e-6)
+        geo = json.loads(pq.read_schema(BytesIO(folder.get(path))).metadata[b"geo"])
+        assert geo["version"] == "1.1.0"
+        assert "bbox" in geo["columns"]["geometry"]["covering"]
+
+
+def test_tiles_of_two_grids_or_none_are_no_plan(folder: Folder) -> None:
+    for tiles in ([], [TILES[0], Tile(Grid("EPSG:32646", 0.3), 512, 0, 0)]):
+        with pytest.raises(ValueError, match="of one grid"):
+            ledger.store_plan(folder, tiles)
+    with pytest.raises(FileNotFoundError):
+        ledger.load_plan(folder)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["ok", "empty", "nodata", "failed"]), st.integers(0, 1000))
+def test_a_prediction_comes_back_and_a_retry_is_equal_bytes(tmp_path_factory: pytest.TempPathFactory, state: str, seed: int) -> None:
+    folder = Folder(str(tmp_path_factory.mktemp("run")))
+    stored = prediction(ONE, state, seed)
+    ledger.store_prediction(folder, stored)
+    (path,) = folder.list()
+    data = folder.get(path)
+    loaded = ledger.load_prediction(folder, ONE.id, stored.state)
+    assert equal(loaded, stored)
+    ledger.store_prediction(folder, loaded)
+    assert folder.get(path) == data
+
+
+def test_arrays_of_any_memory_order_are_stored_alike(folder: Folder) -> None:
+    plain = prediction(ONE, "ok")
+    assert plain.logits is not None
+    assert plain.valid is not None
+    ledger.store_prediction(folder, plain)
+    data = folder.get(folder.list()[0])
+    ledger.store_prediction(folder, TilePrediction(ONE.id, "ok", np.asfortranarray(plain.logits), np.asfortranarray(plain.valid)))
+    assert folder.get(folder.list()[0]) == data
+
+
+def test_valid_takes_a_bit_a_pixel(folder: Folder) -> None:
+    ledger.store_prediction(folder, prediction(ONE, "empty"))
+    assert len(folder.get(folder.list()[0])) < 640 * 640 / 8 + 4096
+
+
+def test_states_are_the_plans_own_and_what_is_stored(folder: Folder) -> None:
+    assert ledger.read_states(folder, TILES) == {TILES[0].id: "outside", TILES[3].id: "nodata", TILES[4].id: "cloud"}
+    ledger.store_prediction(folder, prediction(ONE, "ok"))
+    ledger.store_prediction(folder, prediction(TWO, "failed"))
+    ledger.store_prediction(folder, prediction(Tile(GRID, 512, 99, 99), "ok"))  # of another plan
+    states = ledger.read_states(folder, TILES)
+    assert states == {TILES[0].id: "outside", TILES[3].id: "nodata", TILES[4].id: "cloud", ONE.id: "ok", TWO.id: "failed"}
+    assert ledger.pending(TILES, states) == [TWO, THREE]
+    assert ledger.pending(TILES, states, retry_failed=False) == [THREE]
+
+
+@pytest.mark.parametrize("state", ["ok", "empty", "nodata"])
+def test_a_success_supersedes_a_failure_and_stays(folder: Folder, state: str) -> None:
+    ledger.store_prediction(folder, prediction(ONE, "failed"))
+    ledger.store_prediction(folder, prediction(ONE, state))
+    assert folder.list() == [f"predictions/{state}/{ONE.id}.arrow"]
+    ledger.store_prediction(folder, prediction(ONE, "failed"))  # a late twin: both files are there
+    assert ledger.read_states(folder, TILES)[ONE.id] == state
+
+
+@given(st.lists(st.sampled_from([*STATES, None]), min_size=6, max_size=6))
+def test_planned_is_the_sum_of_states_and_the_pending(states: list) -> None:
+    known = {tile.id: state for tile, state in zip(TILES, states, strict=True) if state is not None}
+    counts = ledger.recount(TILES, known)
+    assert counts == {state: states.count(state) for state in STATES}
+    assert sum(counts.values()) + len(ledger.pending(TILES, known, retry_failed=False)) == len(TILES)
+
+
+def test_coverage_has_a_row_and_a_reason_for_every_tile(folder: Folder) -> None:
+    ledger.store_prediction(folder, prediction(ONE, "ok"))
+    ledger.store_prediction(folder, prediction(TWO, "failed"))
+    with pytest.raises(ValueError, match=f"none for 1 of 6, first {THREE.id}"):
+        ledger.store_coverage(folder, TILES)
+    assert not folder.exists("coverage.parquet")
+    ledger.store_prediction(folder, prediction(THREE, "nodata"))
+    ledger.store_coverage(folder, TILES)
+    table = gpd.read_parquet(BytesIO(folder.get("coverage.parquet"))).set_index("tile_id")
+    assert table.state.to_dict() == ledger.read_states(folder, TILES)
+    assert table.reason[table.reason != ""].to_dict() == {TWO.id: "cannot open b.tif", THREE.id: "cannot open b.tif"}
+
+
+def test_attempts_are_counted_for_each_tile_alone_until_they_end(folder: Folder) -> None:
+    assert [ledger.begin_attempt(folder, "512_1_2") for _ in range(3)] == [1, 2, 3]
+    assert ledger.begin_attempt(folder, "512_1_20") == 1
+    ledger.end_attempts(folder, "512_1_2")
+    assert folder.list() == ["attempts/512_1_20/1"]
+    assert ledger.begin_attempt(folder, "512_1_2") == 1

@@ -1,0 +1,113 @@
+"""The same demands on a disk and on an object store that speaks S3, with the ledger on top."""
+
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from moto.server import ThreadedMotoServer
+
+from geopixel import ledger
+from geopixel.storage import Folder
+from geopixel.types import Grid, Tile, TilePrediction
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+    }
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/maps", method="PUT")).close()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        yield "s3://maps"
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "disk":
+        return Folder(str(tmp_path / "runs" / "one"))
+    return Folder(f"{request.getfixturevalue('bucket')}/runs/{request.node.name}")
+
+
+def test_what_is_put_is_got_and_listed(folder: Folder) -> None:
+    assert folder.list() == []
+    assert folder.list("a") == []
+    assert not folder.exists("a/b")
+    for path in ("a/b", "a/c/d", "ab", "empty"):
+        folder.put(path, b"" if path == "empty" else path.encode())
+    folder.put("ab", b"second")
+    assert folder.list() == ["a/b", "a/c/d", "ab", "empty"]
+    assert folder.list("a") == ["a/b", "a/c/d"]
+    assert folder.exists("a/b")
+    assert not folder.exists("a")
+    assert folder.get("a/c/d") == b"a/c/d"
+    assert folder.get("ab") == b"second"
+    assert folder.get("empty") == b""
+
+
+def test_a_missing_file_is_named_and_deleting_it_is_fine(folder: Folder) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        folder.get("nowhere.json")
+    folder.delete("nowhere.json")
+    folder.put("a/b", b"1")
+    folder.put("a/bc", b"2")
+    folder.delete("a/b")
+    assert folder.list() == ["a/bc"]
+
+
+def test_json_is_the_same_bytes_for_the_same_value(folder: Folder) -> None:
+    folder.put_json("run.json", {"b": [1, 2.5, None], "a": "é"})
+    assert folder.get_json("run.json") == {"a": "é", "b": [1, 2.5, None]}
+    first = folder.get("run.json")
+    folder.put_json("run.json", {"a": "é", "b": [1, 2.5, None]})
+    assert folder.get("run.json") == first
+
+
+def test_zarr_lives_below_the_folder(folder: Folder) -> None:
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    array = zarr.create_array(folder.zarr("masks.zarr"), name="mask", shape=(8, 8), chunks=(4, 4), shards=(8, 8), dtype="uint8")
+    array[:] = values
+    assert (zarr.open_array(folder.zarr("masks.zarr"), path="mask", mode="r")[:] == values).all()
+    assert all(path.startswith("masks.zarr/") for path in folder.list())
+
+
+@pytest.mark.parametrize("url", ["runs/one", "./runs", ""])
+def test_a_relative_path_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="absolute path or a URL"):
+        Folder(url)
+
+
+def test_the_ledger_works_on_it(folder: Folder) -> None:
+    grid = Grid("EPSG:3857", 0.3)
+    tiles = [Tile(grid, 512, column, -1, "outside" if column == 0 else None) for column in range(4)]
+    ledger.store_plan(folder, tiles)
+    assert ledger.load_plan(folder) == tiles
+    assert [ledger.begin_attempt(folder, tiles[1].id) for _ in range(2)] == [1, 2]
+    valid = np.zeros((640, 640), bool)
+    valid[:100] = True
+    logits = np.arange(2 * 16 * 16).astype(np.int8).reshape(2, 16, 16)
+    ledger.store_prediction(folder, TilePrediction(tiles[1].id, "failed", reason="no such file"))
+    ledger.store_prediction(folder, TilePrediction(tiles[1].id, "ok", logits, valid))
+    ledger.end_attempts(folder, tiles[1].id)
+    ledger.store_prediction(folder, TilePrediction(tiles[2].id, "empty", None, valid))
+    ledger.store_prediction(folder, TilePrediction(tiles[3].id, "failed", reason="broken"))
+    states = ledger.read_states(folder, tiles)
+    assert [states[tile.id] for tile in tiles] == ["outside", "ok", "empty", "failed"]
+    assert (ledger.load_prediction(folder, tiles[1].id, "ok").logits == logits).all()
+    ledger.store_coverage(folder, tiles)
+    assert folder.list() == ["coverage.parquet", "plan.parquet", *(f"predictions/{states[t.id]}/{t.id}.arrow" for t in (tiles[2], tiles[3], tiles[1]))]

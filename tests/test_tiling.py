@@ -1,0 +1,336 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import shapely
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import Geod, Transformer
+from shapely import Geometry, box
+
+from geopixel.tiling import (
+    CELL_SIZE,
+    DETAIL_SPLIT,
+    SUPER_SIZE,
+    choose_grid,
+    estimate_cost,
+    ground_sample_distance,
+    image_bytes,
+    plan_tiles,
+    smallest_object,
+    survey_cells,
+)
+from geopixel.types import HALO, TILE_SIZES, Asset, Grid, Scene, Source, Tile
+
+GRID = Grid("EPSG:32645", 2.0)
+CELLS_PER_SUPER = SUPER_SIZE // CELL_SIZE
+SEED_SIZE = 61
+
+
+@cache
+def _pattern() -> np.ndarray:
+    """(3, SEED_SIZE, SEED_SIZE) valid, cloud and detail that repeat over the plane: a ground that does not know who asks."""
+    random = np.random.default_rng(3)
+    valid = random.choice([0, 0, 0.01, 0.4, 1], (SEED_SIZE, SEED_SIZE))
+    cloud = np.where(valid > 0, random.random((SEED_SIZE, SEED_SIZE)), np.nan)
+    detail = np.where(valid > 0, random.random((SEED_SIZE, SEED_SIZE)) * 2 * DETAIL_SPLIT, np.nan)
+    return np.stack([valid, cloud, detail]).astype(np.float32)
+
+
+def ground(cells: tuple[int, int, int, int]) -> xr.Dataset:
+    column0, row0, column1, row1 = cells
+    x, y = np.arange(column0, column1), np.arange(row0, row1)
+    values = _pattern()[:, y[:, None] % SEED_SIZE, x % SEED_SIZE]
+    return xr.Dataset({name: (("y", "x"), v) for name, v in zip(("valid", "cloud", "detail"), values, strict=True)}, coords={"x": x, "y": y})
+
+
+def plan(area: Geometry, grid: Grid = GRID, metres: float = 8.0, distance: float = 0.5, max_cloud: float | None = 0.7) -> list[Tile]:
+    survey = ground(survey_cells(area, grid))
+    return plan_tiles(area, grid, survey, smallest_object=metres, ground_sample_distance=distance, max_cloud=max_cloud)
+
+
+def pixels(area: Geometry, grid: Grid = GRID) -> Geometry:
+    """The area in pixels of the grid, projected point by point: the small areas of these tests have no long edges but those made dense here."""
+    project = Transformer.from_crs("EPSG:4326", grid.crs, always_xy=True).transform
+    dense = shapely.segmentize(area, 0.01)
+    return shapely.transform(dense, lambda p: np.stack(project(p[:, 0], p[:, 1]), axis=-1) / grid.resolution * [1, -1])
+
+
+def square(tile_size: int, column: int, row: int, margin: int) -> Geometry:
+    low = np.array([column, row]) * tile_size - margin
+    return box(*low, *(low + tile_size + 2 * margin))
+
+
+@st.composite
+def areas(draw: st.DrawFn) -> Geometry:
+    """Stars of 3 to 9 corners around a place, some with a hole or a second part, up to about 15 km wide."""
+    count = draw(st.integers(3, 9))
+    radii = np.array(draw(st.lists(st.floats(0.002, 0.07), min_size=count, max_size=count)))
+    angles = np.arange(count) / count * 2 * np.pi
+    centre = [85.5 + draw(st.floats(-0.05, 0.05)), 27.6 + draw(st.floats(-0.05, 0.05))]
+    star = shapely.Polygon(centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1))
+    other = box(centre[0] + 0.01, centre[1] + 0.01, centre[0] + draw(st.floats(0.011, 0.1)), centre[1] + draw(st.floats(0.011, 0.03)))
+    return draw(st.sampled_from([star, star.union(other), star.difference(other)]).filter(lambda shape: shape.area > 0))
+
+
+def oracle(area: Geometry, base: int, max_cloud: float | None) -> set[tuple[int, int, int, str | None]]:
+    """The rules, one super-tile and one tile at a time, by plain recursion on (size, column, row)."""
+    shape = pixels(area)
+    valid, cloud, detail = _pattern()
+    found = set()
+
+    def cut(size: int, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        k = size // CELL_SIZE
+        index = np.arange(k)
+        return (row * k + index[:, None]) % SEED_SIZE, (column * k + index) % SEED_SIZE
+
+    def mean(values: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> float:
+        seen = valid[at] > 0
+        return float(np.average(values[at][seen].astype(float), weights=valid[at][seen])) if seen.any() else 0.0
+
+    def descend(size: int, column: int, row: int, target: int) -> None:
+        at = cut(size, column, row)
+        if not shape.intersects(square(size, column, row, HALO)):
+            found.add((size, column, row, "outside"))
+        elif size > target:
+            for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                descend(size // 2, 2 * column + dx, 2 * row + dy, target)
+        elif not valid[at].any():
+            found.add((size, column, row, "nodata"))
+        elif max_cloud is not None and mean(cloud, at) > max_cloud:
+            found.add((size, column, row, "cloud"))
+        else:
+            found.add((size, column, row, None))
+
+    left, top, right, bottom = (int(v // SUPER_SIZE) for v in shape.bounds)
+    for column in range(left - 1, right + 2):
+        for row in range(top - 1, bottom + 2):
+            if shape.intersects(square(SUPER_SIZE, column, row, HALO)):
+                rich = mean(detail, cut(SUPER_SIZE, column, row)) > DETAIL_SPLIT
+                descend(SUPER_SIZE, column, row, max(base // 2, 512) if rich else base)
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(areas(), st.sampled_from([(30.0, 2048), (20.0, 1024), (1.0, 512)]), st.sampled_from([None, 0.3, 0.7]))
+def test_plan_is_what_the_rules_say(area: Geometry, size: tuple[float, int], max_cloud: float | None) -> None:
+    metres, base = size
+    tiles = plan(area, metres=metres, distance=1.0, max_cloud=max_cloud)
+    assert {(tile.size, tile.column, tile.row, tile.decided) for tile in tiles} == oracle(area, base, max_cloud)
+    assert len(tiles) == len({tile.id for tile in tiles})
+
+
+@settings(max_examples=30, deadline=None)
+@given(areas())
+def test_cores_are_disjoint_and_cover_every_supertile_and_every_pixel_of_the_area(area: Geometry) -> None:
+    column0, row0, column1, row1 = survey_cells(area, GRID)
+    assert [v % CELLS_PER_SUPER for v in (column0, row0, column1, row1)] == [0] * 4
+    times = np.zeros((row1 - row0, column1 - column0), int)
+    outside = times.astype(bool)
+    for tile in plan(area):
+        k = tile.size // CELL_SIZE
+        at = np.s_[tile.row * k - row0 : (tile.row + 1) * k - row0, tile.column * k - column0 : (tile.column + 1) * k - column0]
+        times[at] += 1
+        outside[at] |= tile.decided == "outside"
+    assert times.max() == 1
+    supers = times.reshape(len(times) // CELLS_PER_SUPER, CELLS_PER_SUPER, -1, CELLS_PER_SUPER)
+    assert (supers.all(axis=(1, 3)) == supers.any(axis=(1, 3))).all()
+    shape = pixels(area)
+    for row, column in np.ndindex(times.shape):
+        if shape.intersects(square(CELL_SIZE, column0 + column, row0 + row, 0)):
+            assert times[row, column] == 1
+            assert not outside[row, column]
+
+
+@settings(max_examples=30, deadline=None)
+@given(areas(), areas())
+def test_areas_that_overlap_give_equal_tiles_on_common_ground(one: Geometry, two: Geometry) -> None:
+    def common(area: Geometry, other: Geometry) -> list[Tile]:
+        shape = pixels(other)
+        looked_at = (tile for tile in plan(area) if tile.decided != "outside")
+        return [tile for tile in looked_at if shape.intersects(square(tile.size, tile.column, tile.row, HALO))]
+
+    assert common(one, two) == common(two, one)
+
+
+def test_tiles_that_only_see_the_area_in_their_halo_are_looked_at() -> None:
+    grid = Grid("EPSG:3857", 1.0)
+    back = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform
+    for gap, tiles in ((HALO - 2, 4), (HALO + 2, 1)):  # a square that ends `gap` pixels before the corner of a super-tile
+        west, south = back(8 * SUPER_SIZE + 1000, 9 * SUPER_SIZE + gap)
+        east, north = back(9 * SUPER_SIZE - gap, 10 * SUPER_SIZE - 1000)
+        assert len({(tile.left // SUPER_SIZE, tile.top // SUPER_SIZE) for tile in plan(box(west, south, east, north), grid)}) == tiles
+
+
+def test_neighbours_are_near_in_the_order() -> None:
+    tiles = [tile for tile in plan(box(85.4, 27.5, 85.6, 27.7)) if tile.decided != "outside"]
+    steps = [np.hypot(a.left - b.left, a.top - b.top) / SUPER_SIZE for a, b in zip(tiles, tiles[1:], strict=False)]
+    assert np.mean(steps) < 1
+    supers = [(tile.left // SUPER_SIZE, tile.top // SUPER_SIZE) for tile in tiles]
+    assert len(set(supers)) == 1 + sum(a != b for a, b in zip(supers, supers[1:], strict=False))  # no super-tile is entered twice
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32645", "EPSG:3857", "EPSG:4326", "EPSG:32718", "EPSG:2263"])
+def test_any_crs_has_tiles_around_the_area(crs: str) -> None:
+    lon, lat = {"EPSG:32718": (-75.0, -12.0), "EPSG:2263": (-74.0, 40.7)}.get(crs, (85.5, 27.6))
+    grid = Grid(crs, 1e-5 if crs == "EPSG:4326" else 1.0)
+    area = box(lon, lat, lon + 0.02, lat + 0.02)
+    cores = shapely.union_all([tile.core.extent.to_crs("EPSG:4326").geom for tile in plan(area, grid, max_cloud=None) if tile.decided != "outside"])
+    assert cores.buffer(1e-4).contains(area)
+    assert cores.area < area.area + 4 * 0.02 * 0.06 + 4 * 0.06**2
+
+
+def test_long_edges_stay_where_they_are_on_the_ground() -> None:
+    west, south, east, north = area = (84.0, 27.5, 90.0, 27.51)
+    column0, row0, column1, row1 = survey_cells(box(*area), GRID)
+    project = Transformer.from_crs("EPSG:4326", GRID.crs, always_xy=True).transform
+    along = np.linspace(west, east, 1001)
+    x, y = project(np.concatenate([along, along]), np.repeat([south, north], 1001))
+    for values, first, last in ((x, column0, column1), (-y, row0, row1)):
+        cells = values / GRID.resolution / SUPER_SIZE
+        margin = HALO / SUPER_SIZE
+        assert first == CELLS_PER_SUPER * np.floor(cells.min() - margin)
+        assert last == CELLS_PER_SUPER * np.floor(cells.max() + margin + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"area": shapely.Polygon()}, "not empty"),
+        ({"area": shapely.LineString([(85, 27), (86, 28)])}, "LineString"),
+        ({"area": box(176.9, -0.1, 177.1, 0.1)}, "does not fit into EPSG:32645"),
+        ({"survey": ground((0, 0, 4, 4))}, "must hold all"),
+        ({"survey": ground((0, 0, 4, 4)).isel(x=[0, 2])}, "consecutive along x"),
+        ({"survey": ground((0, 0, 4, 4)) * 100}, "0 to 100"),
+        ({"max_cloud": 20}, "got 20"),
+        ({"smallest_object": 0.0}, "must be positive"),
+    ],
+)
+def test_a_wrong_argument_is_refused_and_named(change: dict, told: str) -> None:
+    area = box(85.5, 27.6, 85.51, 27.61)
+    arguments = {"area": area, "grid": GRID, "survey": ground(survey_cells(area, GRID)), "smallest_object": 8.0, "ground_sample_distance": 1.0} | change
+    with pytest.raises(ValueError, match=told):
+        plan_tiles(**arguments)
+
+
+@pytest.mark.parametrize(("metres", "distance", "size"), [(8, 0.3, 2048), (5, 0.3, 1024), (4, 0.3, 512), (9, 0.6, 1024), (8, 0.6, 512), (40, 10, 512)])
+def test_the_smallest_object_spans_three_cells_of_the_mask(metres: float, distance: float, size: int) -> None:
+    area = box(85.5, 27.6, 85.52, 27.62)
+    survey = ground(survey_cells(area, GRID))
+    survey["detail"] = survey.detail * 0
+    tiles = [tile for tile in plan_tiles(area, GRID, survey, smallest_object=metres, ground_sample_distance=distance) if tile.decided != "outside"]
+    assert {tile.size for tile in tiles} == {size}
+    spans = {s: metres / ((s + 128) * distance / 256) >= 3 for s in TILE_SIZES}
+    assert spans[size] or size == 512
+    assert not any(spans[s] for s in TILE_SIZES if s > size)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "metres"),
+    [
+        (["building"], 8),
+        (["buildings", "Trees"], 4),
+        (["all Swimming Pools."], 5),
+        (["lorries and buses"], 6),
+        (["water"], 20),
+        (["the road without cars"], 4),
+        (["solar panels"], 2),
+        (["people"], 2),
+        (["libraries"], 8),
+        (["carpet"], 8),
+        (["crops", "forests"], 40),
+        (["bare soil"], 40),
+        (["soil"], 8),
+    ],
+)
+def test_prompts_name_the_smallest_object(prompts: list[str], metres: float) -> None:
+    assert smallest_object(prompts) == metres
+
+
+def test_no_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        smallest_object([])
+
+
+@pytest.mark.parametrize(
+    ("crs", "resolution", "lat"),
+    [
+        ("EPSG:3857", 0.5, 60.0),
+        ("EPSG:3857", 0.5, -33.0),
+        ("EPSG:32618", 0.5, 41.0),
+        ("EPSG:4326", 5e-6, 60.0),
+        ("EPSG:2263", 1.0, 41.0),
+        ("EPSG:3413", 2.0, 60.0),
+    ],
+)
+def test_ground_sample_distance_squared_is_the_area_of_a_pixel(crs: str, resolution: float, lat: float) -> None:
+    grid, at = Grid(crs, resolution), box(-74.1, lat - 0.1, -73.9, lat + 0.1)
+    forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    x, y = forward.transform(-74.0, lat)
+    half = 50 * resolution  # 100 x 100 pixels, measured on the ellipsoid
+    corners = forward.transform([x - half, x + half, x + half, x - half], [y - half, y - half, y + half, y + half], direction="INVERSE")
+    area, _ = Geod(ellps="WGS84").polygon_area_perimeter(*corners)
+    assert ground_sample_distance(grid, at) == pytest.approx(np.sqrt(area) / 100, rel=1e-4)
+
+
+def scene(*sources: tuple[str | None, float | None, float | None], at: tuple[float, float] = (85.5, 27.6)) -> Scene:
+    lon, lat = at
+    footprint = box(lon - 0.1, lat - 0.1, lon + 0.1, lat + 0.1)
+    return Scene("c", "2020-01-01", tuple(Source(str(i), footprint, (Asset("a.tif", (1, 2, 3)),), *source) for i, source in enumerate(sources)))
+
+
+@pytest.mark.parametrize(
+    ("scenes", "crs", "resolution", "expected"),
+    [
+        ([scene(("EPSG:32645", 0.6, 0.6), ("EPSG:32645", 0.3, 0.3), ("EPSG:32644", 0.1, 0.1))], None, None, Grid("EPSG:32645", 0.3)),
+        ([scene(("EPSG:32645", 0.6, None)), scene(("EPSG:32644", 0.5, None))], None, None, Grid("EPSG:32644", 0.5)),
+        ([scene(("EPSG:4326", 1e-5, None), ("EPSG:4326", 1e-5, None), ("EPSG:3857", 0.1492910708693671, None))], None, None, Grid("EPSG:3857", 0.149291)),
+        ([scene((None, None, 0.3))], None, None, Grid("EPSG:32645", 0.3)),
+        ([scene((None, None, 0.3), at=(-70.0, -33.0))], None, None, Grid("EPSG:32719", 0.3)),
+        ([scene((None, None, 0.3), at=(0.0, 60.0))], "epsg:3857", None, Grid("EPSG:3857", 0.6)),
+        ([scene(("EPSG:3857", 0.6, None), at=(85.5, 60.0))], "EPSG:32645", None, Grid("EPSG:32645", 0.3)),
+        ([scene(("EPSG:32645", 0.3, None))], None, 1.5, Grid("EPSG:32645", 1.5)),
+        ([], "EPSG:2154", 0.2, Grid("EPSG:2154", 0.2)),
+    ],
+)
+def test_the_grid_is_what_was_said_and_else_what_the_scenes_are(scenes: list[Scene], crs: str | None, resolution: float | None, expected: Grid) -> None:
+    grid = choose_grid(scenes, crs, resolution)
+    assert grid.crs == expected.crs
+    assert grid.resolution == pytest.approx(expected.resolution, rel=5e-3 if scenes and scenes[0].sources[0].crs != grid.crs else 1e-9)
+
+
+def test_a_gsd_makes_pixels_of_that_size_on_the_ground() -> None:
+    for crs in ("EPSG:3857", "EPSG:4326", "EPSG:32645", "EPSG:24379"):
+        scenes = [scene((None, None, 0.4))]
+        grid = choose_grid(scenes, crs, None)
+        assert ground_sample_distance(grid, scenes[0].sources[0].footprint) == pytest.approx(0.4, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "crs", "resolution", "told"),
+    [
+        ([scene(("EPSG:32645", None, None))], None, None, "pass --resolution"),
+        ([], None, 0.3, "pass --crs"),
+        ([scene(("EPSG:32645", 0.3, None))], "EPSG:99999", None, "EPSG:99999"),
+        ([scene(("EPSG:32645", 0.3, None))], "EPSG:4978", None, "EPSG:4978"),
+        ([scene(("EPSG:32645", 0.3, None))], None, -1.0, "-1.0"),
+    ],
+)
+def test_a_grid_that_nobody_knows_is_refused(scenes: list[Scene], crs: str | None, resolution: float | None, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        choose_grid(scenes, crs, resolution)
+
+
+def test_cost_counts_what_will_be_read() -> None:
+    tiles = plan(box(85.4, 27.5, 85.6, 27.7), distance=0.9)
+    cost = estimate_cost(tiles, 3, seconds_per_tile=0.25, ground_sample_distance=0.9)
+    read = [tile for tile in tiles if tile.decided is None]
+    assert cost.to_read == len(read) > 100
+    assert cost.sizes == {size: sum(tile.size == size for tile in read) for size in sorted({tile.size for tile in read})}
+    assert cost.decided == {state: sum(tile.decided == state for tile in tiles) for state in ("cloud", "nodata", "outside")}
+    assert cost.to_read + sum(cost.decided.values()) == len(tiles)
+    assert cost.megapixels == pytest.approx(sum(np.prod(tile.geobox.shape) for tile in read) / 1e6)
+    assert cost.km2 == pytest.approx(sum(np.prod(tile.core.shape) for tile in read) * 0.81 / 1e6)
+    assert (cost.model_seconds, cost.stored_bytes) == (len(read) * 0.25, len(read) * 3 * 256 * 256)
+    assert image_bytes(512) == 640 * 640 * 4
