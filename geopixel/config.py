@@ -216,19 +216,6 @@ class MapSettings(BaseSettings):
             raise ValueError(f"--aoi is missing: say where to map (only --catalog {DEMO} brings its own area)")
         return self
 
-    def fingerprint(self) -> dict[str, Any]:
-        """All that shapes the result, as JSON values: two runs with equal fingerprints are the same run.
-
-        An area in a file is named by what it holds, so that an edited file is another run and a moved one is not.
-        """
-        values = self.model_dump(mode="json", exclude={"out", "config", "dry_run"})
-        if self.aoi is not None:
-            try:
-                values["aoi"] = f"sha256:{hashlib.sha256(Path(self.aoi).expanduser().read_bytes()).hexdigest()}"
-            except OSError:  # no file but WKT or a box, which says it all
-                values["aoi"] = " ".join(self.aoi.split())
-        return values
-
 
 def load_settings(argv: Sequence[str] | None = None) -> MapSettings:
     """The settings of the command line argv (default: this process's), over those of the TOML file that its --config names.

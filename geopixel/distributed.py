@@ -3,8 +3,10 @@ tasks. The only file that imports ray. The driver sees receipts, never pixels.""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ import ray.data
 from ray.util.dask import ray_dask_get
 
 from geopixel.pipeline import Run, predict_tile, see_tile, write_block
-from geopixel.prediction import Predictor
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
 
@@ -27,8 +28,9 @@ def start() -> None:
     """Joins the cluster of a submitted job, else starts Ray on this machine."""
     if not ray.is_initialized():
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(logging_level="warning", log_to_driver=False, **local)
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
 
 
 def has_gpus() -> bool:
@@ -43,16 +45,15 @@ class RayRunner:
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         if not tiles:
             return
-        shared = ray.put((run, folder, tuple(tiles)))
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
         resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}
         tasks = min(len(tiles), max(actors, len(tiles) // TILES_PER_TASK))
-        rows = ray.data.range(len(tiles), override_num_blocks=tasks)
-        pictures = rows.map(_see, fn_kwargs={"shared": [shared]}, num_cpus=READER_CPUS)
+        rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
+        pictures = rows.map(partial(_see, run=run), num_cpus=READER_CPUS)
         receipts = pictures.map_batches(
             _Look,
-            fn_constructor_kwargs={"shared": [shared]},
+            fn_constructor_kwargs={"run": run, "folder": folder},
             batch_size=TILES_PER_TASK,
             compute=ray.data.ActorPoolStrategy(size=min(actors, tasks)),
             **resources,
@@ -68,35 +69,32 @@ class RayRunner:
             yield ray.get(done[0])
 
 
-def _see(row: dict[str, Any], shared: list[ray.ObjectRef]) -> dict[str, Any]:
+def _see(row: dict[str, Any], run: Run) -> dict[str, Any]:
     """A row with the tile's picture as bytes: typed columns travel between workers without pickling."""
-    run, _, tiles = ray.get(shared[0])
-    seen, seconds = see_tile(run, tiles[row["id"]])
-    found = isinstance(seen, TileImage)
-    return {
-        "id": row["id"],
-        "rgb": seen.rgb.tobytes() if isinstance(seen, TileImage) else b"",
-        "valid": np.packbits(seen.valid).tobytes() if isinstance(seen, TileImage) else b"",
-        "reason": "" if found else seen.reason,
-        "read_seconds": seconds,
-    }
+    seen, seconds = see_tile(run, Tile(run.grid, row["size"], row["column"], row["row"]))
+    if isinstance(seen, TilePrediction):
+        return row | {"rgb": b"", "valid": b"", "reason": seen.reason, "read_seconds": seconds}
+    return row | {"rgb": seen.rgb.tobytes(), "valid": np.packbits(seen.valid).tobytes(), "reason": "", "read_seconds": seconds}
 
 
 class _Look:
     """An actor with the model, asked batch by batch."""
 
-    def __init__(self, shared: list[ray.ObjectRef]) -> None:
-        self.run, self.folder, self.tiles = ray.get(shared[0])
-        self.predictor = Predictor.load(self.run.request.model, self.run.request.prompts)
+    def __init__(self, run: Run, folder: Folder) -> None:
+        from geopixel.prediction import Predictor  # loads torch: only where the model is
+
+        self.grid, self.folder = run.grid, folder
+        self.predictor = Predictor.load(run.request.model, run.request.prompts)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         receipts = []
-        for i, rgb, valid, reason, seconds in zip(*(batch[k] for k in ("id", "rgb", "valid", "reason", "read_seconds")), strict=True):
-            tile = self.tiles[i]
+        names = ("size", "column", "row", "rgb", "valid", "reason", "read_seconds")
+        for size, column, row, rgb, valid, reason, seconds in zip(*(batch[name] for name in names), strict=True):
+            tile = Tile(self.grid, int(size), int(column), int(row))
             seen = _picture(tile, rgb, valid) if rgb else TilePrediction(tile.id, "failed", reason=reason)
             receipts.append(predict_tile(self.folder, self.predictor, tile, seen, float(seconds)))
-        names = ("tile_id", "state", "reason", "read_seconds", "predict_seconds")
-        return {name: [getattr(receipt, name) for receipt in receipts] for name in names}
+        told = ("tile_id", "state", "reason", "read_seconds", "predict_seconds")
+        return {name: [getattr(receipt, name) for receipt in receipts] for name in told}
 
 
 def _picture(tile: Tile, rgb: bytes, valid: bytes) -> TileImage:

@@ -16,7 +16,7 @@ import shapely
 from pyproj import Geod, Transformer
 
 from geopixel.storage import Folder
-from geopixel.types import Block, Grid, Scene
+from geopixel.types import CONFIDENCE_LEVELS, Block, Grid, Scene
 
 FEATURES = "features.parquet"
 SCHEMA = {
@@ -62,12 +62,12 @@ def load_parts(folder: Folder, blocks: Iterable[Block]) -> pa.Table:
 
 
 def build_features(
-    objects: pa.Table, grid: Grid, prompts: Sequence[str], scenes: Sequence[Scene], *, min_area: float, levels: int
+    objects: pa.Table, grid: Grid, prompts: Sequence[str], scenes: Sequence[Scene], *, min_area: float
 ) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
     """The objects of all prompts as one frame of SCHEMA, and the pixels that min_area left out, by prompt.
 
     objects: stitched parts: prompt (index), row and column of the first pixel, pixels, confidence_sum, geometry (WKB in pixels of the grid).
-    min_area: m2 on the ground; smaller objects are left out. levels: stored confidence of a probability of one.
+    min_area: m2 on the ground; smaller objects are left out.
     Order: along a Hilbert curve over the features' bounds, then by id.
     """
     if not min_area >= 0:
@@ -86,7 +86,7 @@ def build_features(
             "prompt": names,
             "area_m2": area,
             "perimeter_m": perimeter,
-            "confidence": objects["confidence_sum"].to_numpy() / (levels * pixels),
+            "confidence": objects["confidence_sum"].to_numpy() / (CONFIDENCE_LEVELS * pixels),
             "pixels": pixels,
             "first_day": np.datetime64(min(scene.day for scene in scenes)),
             "last_day": np.datetime64(max(scene.day for scene in scenes)),

@@ -24,13 +24,11 @@ from zarr.errors import ZarrUserWarning
 
 from geopixel.errors import RunConflictError
 from geopixel.storage import Folder
-from geopixel.types import ABSENT, BLOCK_SIZE, HALO, LOGIT_SCALE, STATUS_CODES, Block, Tile, TilePrediction
+from geopixel.types import ABSENT, BLOCK_SIZE, CONFIDENCE_LEVELS, HALO, LOGIT_SCALE, STATUS_CODES, Block, Tile, TilePrediction
 
 MASKS = "masks.zarr"
 NONE = 255
 """In mask and confidence: there is no answer here (outside, no data, cloud, failed)."""
-CONFIDENCE_LEVELS = 32
-"""Stored confidence = round(32 * probability). Fewer levels compress better: 94 % of the bytes of a run are confidence."""
 OVERVIEWS = (2, 4, 8, 16)
 """Reductions of the pyramid; each divides BLOCK_SIZE, so a block is one shard of every level too."""
 
@@ -181,8 +179,9 @@ def block_status(block: Block, tiles: Iterable[Tile], predictions: Mapping[str, 
 def create_mosaic(folder: Folder, blocks: Iterable[Block], prompts: Sequence[str]) -> None:
     """Makes masks.zarr over the bounding range of the blocks, every pixel still without an answer; one that is there and equal stays as it is.
 
-    Root: mask and confidence (prompt, y, x), status (y, x), CF coordinates; overview/2 ... overview/16 hold the same, coarser. Raises
-    RunConflictError where another mosaic is there, ValueError where there is no block. Call it once, before any write_block.
+    Root: mask and confidence (prompt, y, x), status (y, x), CF coordinates; overview/2 ... overview/16 hold the same, coarser. xarray shows
+    confidence as 0..1 with NaN for no answer, or the stored levels with mask_and_scale=False. Call it once, before any write_block.
+    Raises RunConflictError where another mosaic is there, ValueError where there is no block.
     """
     blocks = list(blocks)
     if not blocks:

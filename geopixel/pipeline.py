@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import geopandas as gpd
 import numpy as np
 import shapely
 from shapely import Geometry
@@ -19,12 +20,14 @@ from geopixel import features, ledger, mosaic, polygonize, publish
 from geopixel.errors import NoScenesError, ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
-from geopixel.prediction import Predictor
 from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
 from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt
+
+if TYPE_CHECKING:
+    from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
 
 RUN = "run.json"
 FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
@@ -118,6 +121,8 @@ class SerialRunner:
     dask_scheduler: Any = "synchronous"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        from geopixel.prediction import Predictor
+
         predictor = Predictor.load(run.request.model, run.request.prompts)
         for tile in tiles:
             seen, seconds = see_tile(run, tile)
@@ -274,12 +279,14 @@ def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], s
     return block.id
 
 
-def _publish(run: Run, folder: Folder, tiles: Sequence[Tile], blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> tuple[Any, dict[str, int]]:
+def _publish(
+    run: Run, folder: Folder, tiles: Sequence[Tile], blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]
+) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
     """Stitches what the blocks hold and writes the files that people open. Returns the features and the pixels dropped by min_area."""
     request = run.request
     objects = polygonize.stitch(features.load_parts(folder, blocks))
     frame, dropped = features.build_features(
-        objects, run.grid, request.prompts, run.scenes, min_area=request.min_area, levels=mosaic.CONFIDENCE_LEVELS
+        objects, run.grid, request.prompts, run.scenes, min_area=request.min_area
     )
     features.store_features(folder, frame)
     ledger.store_coverage(folder, tiles)

@@ -250,9 +250,15 @@ def _times(item: pystac.Item) -> tuple[dt.datetime, dt.datetime]:
 
 
 def _solar_day(each: _Found) -> dt.date:
-    """UTC shifted by longitude / 15 hours: one pass of a satellite is one day, wherever midnight falls in Greenwich."""
+    """UTC shifted by longitude / 15 hours, as odc-stac does: one pass of a satellite is one day, wherever midnight falls in Greenwich.
+
+    A time of exactly midnight is a date whose hour nobody wrote down (NAIP): it stays.
+    """
+    instant = each.item.datetime or _times(each.item)[0]
+    if instant.time() == dt.time():
+        return instant.date()
     largest = max(shapely.get_parts(each.footprint), key=lambda part: part.area)  # the middle of two halves at the antimeridian is in Greenwich
-    return ((each.item.datetime or _times(each.item)[0]) + dt.timedelta(hours=largest.centroid.x / 15)).date()
+    return (instant + dt.timedelta(hours=largest.centroid.x / 15)).date()
 
 
 def _scenes(found: Sequence[_Found], assets: Sequence[str], bands: tuple[int, ...], stretch: tuple[float, float] | None) -> list[Scene]:

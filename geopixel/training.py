@@ -25,6 +25,7 @@ from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.language import PADDING, PREFIX
 from geopixel.model.losses import IGNORED, answer_loss, mask_loss
 from geopixel.model.network import GeoPixelNetwork
+from geopixel.model.partial_lora import PartialLoRA
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
 
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,9 @@ ABSENT_ANSWER = "It is not there."
 SMALLEST_SHARE = {"vehicle": 3e-4}
 DEFAULT_SMALLEST_SHARE = 2e-3
 """Share of the image from which on a class must be found; with less of it than that, and more than none, the question is not asked."""
+
+SMALLEST_CELL_SHARE = 0.02
+"""Share of a token's cell that a class must cover to be counted as in it."""
 
 ANSWER_WEIGHT = 4.0
 """Of the answer's cross-entropy: one token in eight of an answer carries its decision, so the published weight of 1 would teach presence slowly."""
@@ -98,6 +102,10 @@ class Example:
     """Per question: where in its tokens the answer begins."""
     masks: Tensor
     """(present questions, S, S) float32: share of each mask cell that the class covers."""
+    concepts: list[int]
+    """Per present question: its class, counted from 0."""
+    cells: Tensor
+    """(side, side, classes) float32: 1 where a token of the global view holds some of the class."""
 
 
 class RenderedExamples(Dataset[Example]):
@@ -121,14 +129,16 @@ class RenderedExamples(Dataset[Example]):
 
     def example(self, rgb: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> Example:
         """rgb (height, width, 3) uint8, truth (height, width) uint8 class codes; rng chooses the wordings."""
-        tokens, starts, masks = [], [], []
+        tokens, starts, masks, concepts, cells = [], [], [], [], []
+        size, side = self.config.grounding.mask_size, self.config.vision.tokens_per_side
         for name, code in CLASSES.items():
             inside = torch.from_numpy((truth == code).astype(np.float32))
             share = float(inside.mean())
+            cells.append((F.interpolate(inside[None, None], (side, side), mode="area")[0, 0] > SMALLEST_CELL_SHARE).float())
             if 0 < share < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE):
                 continue
-            size = self.config.grounding.mask_size
             if share:
+                concepts.append(code - 1)
                 masks.append(F.interpolate(inside[None, None], (size, size), mode="area")[0, 0])
             start, ids = self.dialogue(str(rng.choice(WORDINGS[name])), SEGMENT_ANSWER if share else ABSENT_ANSWER)
             tokens.append(ids)
@@ -137,7 +147,7 @@ class RenderedExamples(Dataset[Example]):
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
         stacked = torch.stack(masks) if masks else torch.zeros((0, size, size))
-        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], stacked)
+        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], stacked, concepts, torch.stack(cells, dim=-1))
 
     def dialogue(self, concept: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of question and answer."""
@@ -175,18 +185,55 @@ def render_scenes(folder: Path, count: int, first_seed: int) -> list[Path]:
 
 
 def initialise(network: GeoPixelNetwork) -> None:
-    """Small normal weights for what is ours (transformers initialises the towers itself); the image adapters start at zero."""
-    for part in (network.language, network.vision.projector, network.text_hidden_fcs):
-        for name, parameter in part.named_parameters():
-            if parameter.dim() > 1:
-                std = 0.0 if "plora_b" in name else 0.02 if "tok_embeddings" in name else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=std)
-    for mark in (network.vision.row_end, network.vision.separator):
-        nn.init.normal_(mark, std=0.5)
+    """Weights of unit gain, tokens of unit size, image adapters at zero. transformers' own start (0.02 for every weight) is made for wide
+    layers: at nano's widths the signal all but dies on its way through the mask decoder, and so does its gradient."""
+    nn.init.normal_(network.vision.row_end, std=0.5)
+    nn.init.normal_(network.vision.separator, std=0.5)
+    for module in (module for part in (network.language, network.vision.projector, network.text_hidden_fcs, network.grounding) for module in part.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.ConvTranspose2d):  # (in, out, 2, 2) with stride 2: every output pixel sees each input channel once
+            nn.init.normal_(module.weight, std=module.weight.shape[0] ** -0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    for module in network.modules():
+        if isinstance(module, PartialLoRA):
+            nn.init.zeros_(module.plora_b.weight)
 
 
-def forward_loss(network: GeoPixelNetwork, batch: list[Example], bos: int, seg: int) -> tuple[Tensor, Tensor]:
-    """Losses (answers, masks) of a batch of examples. The questions of an image are packed behind its tokens, as generation packs them."""
+class Probes(nn.Module):
+    """Two linear readers that exist in training only and shorten it: what a [SEG] state asks for must be legible in it, and what a cell of
+    the image holds must be legible in its token. Without them, both are found only through the masks and answers that depend on them."""
+
+    def __init__(self, config: GeoPixelConfig) -> None:
+        super().__init__()
+        self.concept = nn.Linear(config.language.hidden_size, len(CLASSES))
+        self.cell = nn.Linear(config.language.hidden_size, len(CLASSES))
+
+    def cell_loss(self, images: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+        """images: tokens of each image (tokens, hidden), the global view first, its rows each with a row end behind them."""
+        side = len(batch[0].cells)
+        views = torch.stack([image[: side * (side + 1)].view(side, side + 1, -1)[:, :side] for image in images])
+        return F.binary_cross_entropy_with_logits(self.cell(views), torch.stack([example.cells for example in batch]))
+
+    def concept_loss(self, states: Tensor, batch: Sequence[Example]) -> Tensor:
+        """states (present questions of all examples, hidden)."""
+        return F.cross_entropy(self.concept(states), torch.tensor([concept for example in batch for concept in example.concepts]))
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    answers: Tensor
+    masks: Tensor
+    probes: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return ANSWER_WEIGHT * self.answers + self.masks + self.probes
+
+
+def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], bos: int, seg: int) -> Losses:
+    """Losses of a batch of examples. The questions of an image are packed behind its tokens, as generation packs them."""
     language = network.language
     images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
     starts = [1 + len(image) for image in images]
@@ -211,15 +258,16 @@ def forward_loss(network: GeoPixelNetwork, batch: list[Example], bos: int, seg: 
             at += len(tokens)
     embeddings = torch.index_put(language.tok_embeddings(ids), (image_mask,), torch.cat(images))
     hidden = language(embeddings, image_mask=image_mask, segments=segments, positions=positions)
+    cells = probes.cell_loss(images, batch)
     answered = labels != IGNORED
     words = answer_loss(language.output(hidden[answered]), labels[answered])
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
     if not len(owner):
-        return words, words * 0
+        return Losses(words, words * 0, cells)
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
     masks = network.grounding.decode(features.take(owner), network.mask_prompts(hidden[is_seg])[:, None])
-    return words, mask_loss(masks.logits, torch.cat([e.masks for e in batch]))
+    return Losses(words, mask_loss(masks.logits, torch.cat([e.masks for e in batch])), cells + probes.concept_loss(hidden[is_seg], batch))
 
 
 def train_nano(
@@ -238,15 +286,16 @@ def train_nano(
     paths = render_scenes(work, scenes, TRAINING_SEEDS.start)
     examples = RenderedExamples(paths, config, tokenizer, steps * batch, seed)
     loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    probes = Probes(config)
+    optimizer = torch.optim.AdamW([*network.parameters(), *probes.parameters()], lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     network.train()
-    recent: list[tuple[float, float]] = []
-    for step, (words, masks) in enumerate(_steps(network, loader, optimizer, schedule, tokenizer), start=1):
-        recent.append((words, masks))
+    recent: list[list[float]] = []
+    for step, losses in enumerate(_steps(network, probes, loader, optimizer, schedule, tokenizer), start=1):
+        recent.append([float(loss.detach()) for loss in (losses.answers, losses.masks, losses.probes)])
         if step % 50 == 0 or step == steps:
             mean = np.mean(recent, axis=0)
-            report(f"step {step}/{steps}: answers {mean[0]:.4f}, masks {mean[1]:.4f}, {(time.monotonic() - began) / 60:.1f} min")
+            report(f"step {step}/{steps}: answers {mean[0]:.4f}, masks {mean[1]:.4f}, probes {mean[2]:.4f}, {(time.monotonic() - began) / 60:.1f} min")
             recent.clear()
         if step % 500 == 0 or step == steps:
             save_checkpoint(out, network, proto, torch.float16)
@@ -265,16 +314,17 @@ def train_nano(
 
 def _steps(
     network: GeoPixelNetwork,
+    probes: Probes,
     loader: DataLoader[Example],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     tokenizer: Tokenizer,
-) -> Iterator[tuple[float, float]]:
+) -> Iterator[Losses]:
     for batch in loader:
-        words, masks = forward_loss(network, batch, tokenizer.bos, tokenizer.seg)
+        losses = forward_loss(network, probes, batch, tokenizer.bos, tokenizer.seg)
         optimizer.zero_grad(set_to_none=True)
-        (ANSWER_WEIGHT * words + masks).backward()
+        losses.total.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        yield float(words.detach()), float(masks.detach())
+        yield losses

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 GROUND = {"types", "errors"}
 BASE = GROUND | {"raster", "storage"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
-PIPELINES = {"pipeline", "verification", "evaluation", "training"}
+BELOW = BASE | STEPS | {"prediction", "model"}
+"""What the pipeline and its neighbours stand on."""
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -28,8 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"errors"},
     "prediction": {"types", "model"},
     **dict.fromkeys(STEPS, BASE),
-    **dict.fromkeys(PIPELINES, BASE | STEPS | {"prediction", "model"}),
-    "distributed": BASE | STEPS | PIPELINES | {"prediction", "model"},
+    "pipeline": BELOW,
+    "training": BELOW,
+    "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
+    "evaluation": BELOW | {"pipeline"},
+    "distributed": BELOW | {"pipeline"},
+    "console": BASE | {"pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""
@@ -89,8 +94,10 @@ def test_every_room_has_its_place() -> None:
 def test_imports_point_down() -> None:
     found = []
     for room, path in rooms():
+        if room not in ALLOWED:  # the test above says so
+            continue
         package = ".".join(path.relative_to(ROOT).parts[:-1])
-        found += [f"{path.relative_to(ROOT)}, {text}" for text in violations(path.read_text(), room, package) if room in ALLOWED]
+        found += [f"{path.relative_to(ROOT)}, {text}" for text in violations(path.read_text(), room, package)]
     assert not found, "\n".join(found)
 
 

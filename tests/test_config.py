@@ -3,7 +3,6 @@ names the flag and the value."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -211,32 +210,6 @@ def test_a_submitted_job_refuses_a_relative_out(capsys: pytest.CaptureFixture[st
 def test_ray_sets_that_variable() -> None:
     constants = pytest.importorskip("ray._private.runtime_env.constants")
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == SUBMITTED
-
-
-def test_fingerprint_holds_what_shapes_the_result() -> None:
-    base = load_settings([*LEAST, "--out", "a"]).fingerprint()
-    assert json.loads(json.dumps(base)) == base
-    assert load_settings([*LEAST, "--out", "b", "--dry-run"]).fingerprint() == base
-    changes = {
-        "aoi": "0,0,1,1", "prompt": "road", "catalog": "demo", "collection": "c", "datetime": "2020", "max_cloud": "5", "assets": "visual", "bands": "1",
-        "stretch": "0,9", "resolution": "2", "crs": "EPSG:3857", "model": "nano", "threshold": "0.4", "min_area": "1",
-    }  # fmt: skip
-    assert set(changes) == set(MapSettings.model_fields) - {"out", "config", "dry_run"}
-    for name, value in changes.items():
-        assert load_settings([*LEAST, "--" + name.replace("_", "-"), value]).fingerprint() != base, name
-
-
-def test_fingerprint_of_a_file_is_of_what_it_holds() -> None:
-    def fingerprint(path: str) -> dict[str, object]:
-        return load_settings(["--aoi", path, "--prompt", "road"]).fingerprint()
-
-    Path("a.geojson").write_text("one")
-    Path("moved").mkdir()
-    Path("moved/b.geojson").write_text("one")
-    before = fingerprint("a.geojson")
-    assert fingerprint("moved/b.geojson") == before
-    Path("a.geojson").write_text("two")
-    assert fingerprint("a.geojson") != before
 
 
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:

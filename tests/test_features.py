@@ -32,7 +32,7 @@ def noise(share: float = 0.6, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
 
 def build(mask: np.ndarray, levels: np.ndarray, grid: Grid = GRID, min_area: float = 0, left: int = LEFT) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
     objects = stitch(trace_block(mask, levels, left=left, top=TOP))
-    return build_features(objects, grid, PROMPTS, SCENES, min_area=min_area, levels=CONFIDENCE_LEVELS)
+    return build_features(objects, grid, PROMPTS, SCENES, min_area=min_area)
 
 
 def test_areas_are_those_of_the_ground() -> None:
@@ -107,11 +107,11 @@ def test_geoparquet_round_trip(tmp_path: Path, share: float) -> None:
 
 def test_a_box_reads_few_row_groups(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    mask = (np.indices((200, 200)).sum(0) % 2)[None].repeat(2, 0).astype(np.uint8)
+    mask = (np.indices((150, 150)).sum(0) % 2)[None].repeat(2, 0).astype(np.uint8)
     features, _ = build(mask, mask)
     store_features(folder, features)
     metadata = pq.ParquetFile(tmp_path / FEATURES).metadata
-    assert metadata.num_row_groups == -(-len(features) // ROWS_PER_GROUP) == 4
+    assert metadata.num_row_groups == -(-len(features) // ROWS_PER_GROUP) == 3
     west, north = LEFT * 0.5, -TOP * 0.5
     box = (west + 1, north - 11, west + 11, north - 1)
     columns = [metadata.row_group(0).column(index).path_in_schema for index in range(metadata.num_columns)]

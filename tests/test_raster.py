@@ -132,17 +132,25 @@ def test_black_is_a_colour_when_only_all_zeros_are_missing(tmp_path: Path) -> No
     np.testing.assert_array_equal(rgb, np.moveaxis(pixels, 0, -1))
 
 
+def test_a_mask_in_the_file_goes_before_the_nodata_value_of_the_catalog(tmp_path: Path) -> None:
+    """Lossy files hold a nodata value here and there in good pixels; whoever wrote a mask knew."""
+    valid, pixels = holes(64, 96), np.full((3, 64, 96), 200, np.uint8)
+    path = write(tmp_path / "file.tif", pixels, mask=valid, compress="deflate")
+    _, seen = read_scenes([scene(Asset(str(path), (1, 2, 3), 200))], HERE)
+    np.testing.assert_array_equal(seen, valid)
+
+
 def test_a_colour_map_becomes_colours_on_every_grid(tmp_path: Path) -> None:
     path = tmp_path / "classes.tif"
-    index = noise((1, 64, 96)) % 5
-    colours = {value: (value * 50, 255 - value * 20, value * 7, 255) for value in range(5)}
+    index = noise((1, 64, 96)) % 5 * 40
+    colours = {value: (value, 255 - value, value // 2, 255) for value in range(0, 200, 40)}
     write(path, index)
     with rasterio.open(path, "r+") as file:
         file.write_colormap(1, colours)
     rgb, _ = read_scenes([scene(path)], HERE)
-    np.testing.assert_array_equal(rgb, np.array([colours[value][:3] for value in range(5)], np.uint8)[index[0]])
+    np.testing.assert_array_equal(rgb, np.stack([index[0], 255 - index[0], index[0] // 2], axis=-1))
     warped, valid = read_scenes([scene(path)], ELSEWHERE[0])
-    assert {tuple(colour) for colour in warped[valid]} <= {colours[value][:3] for value in range(5)}
+    assert {tuple(colour) for colour in warped[valid]} <= {colour[:3] for colour in colours.values()}
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "uint8"])
@@ -227,6 +235,15 @@ def test_coarse_pixels_average_what_is_there(tmp_path: Path) -> None:
     cells = np.where(valid, pixels, np.nan).astype(float).reshape(3, 8, 8, 12, 8)
     assert seen.all()
     np.testing.assert_allclose(rgb, np.moveaxis(np.nanmean(cells, axis=(2, 4)), 0, -1), atol=0.51)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_coarse_grid_is_read_from_the_overview_that_fits(tmp_path: Path, factor: int) -> None:
+    path = write(tmp_path / "file.tif", noise((3, 256, 256)), overviews=[2, 4, 8])
+    with rasterio.open(path, overview_level=[2, 4, 8].index(factor)) as file:
+        overview = file.read()
+    rgb, _ = read_scenes([scene(path)], Grid(GRID.crs, 10.0 * factor).geobox(LEFT // factor, TOP // factor, 256 // factor, 256 // factor))
+    np.testing.assert_array_equal(rgb, np.moveaxis(overview, 0, -1))
 
 
 @pytest.fixture(scope="module")

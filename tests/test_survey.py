@@ -135,6 +135,17 @@ def test_a_broken_file_makes_its_cells_unknown_and_leaves_the_others(tmp_path: P
     assert look.where(elsewhere).equals(sound.where(elsewhere))
 
 
+def test_the_first_scene_is_looked_at_where_it_has_pixels(tmp_path: Path, source: Source, pixels: np.ndarray) -> None:
+    flat = write(tmp_path / "flat.tif", np.full_like(pixels, 77), COLUMN * CELL, ROW * CELL)
+    cells = (COLUMN, ROW, COLUMN + 4, ROW + 3)
+    busy, calm, both = (survey_scenes([scene(each) for each in order], GRID, cells) for order in ([source], [flat], [source, flat]))
+    assert not calm.detail.any()
+    full = busy.valid == 1
+    assert full.any()
+    assert both.detail.where(full).equals(busy.detail.where(full))
+    assert (both.valid == 1).all()
+
+
 def test_where_there_are_no_scenes_there_is_nothing() -> None:
     look = survey_scenes([], GRID, (0, -1, 2, 1))
     assert not look.valid.any()

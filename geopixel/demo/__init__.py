@@ -3,8 +3,8 @@
 Training draws its seeds from TRAINING_SEEDS; the demo catalog shows DEMO_SEEDS, which training never sees.
 """
 
-from geopixel.demo.catalog import DEMO_SEEDS, TRAINING_SEEDS, write_catalog
+from geopixel.demo.catalog import DEMO_SEEDS, TRAINING_SEEDS, demo_catalog, write_catalog
 from geopixel.demo.paint import CLASSES
 from geopixel.demo.render import RenderedScene, render_scene
 
-__all__ = ["CLASSES", "DEMO_SEEDS", "TRAINING_SEEDS", "RenderedScene", "render_scene", "write_catalog"]
+__all__ = ["CLASSES", "DEMO_SEEDS", "TRAINING_SEEDS", "RenderedScene", "demo_catalog", "render_scene", "write_catalog"]

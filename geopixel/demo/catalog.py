@@ -6,7 +6,9 @@ nothing of how the scenes are drawn.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +112,16 @@ def write_catalog(folder: Path, seeds: Sequence[int] = DEMO_SEEDS, size: int = 2
         except OSError:  # somebody else was faster
             return check(folder, recipe)
     return folder / "catalog.json"
+
+
+def demo_catalog() -> Path:
+    """The catalog.json of the demo, rendered once into the user's cache (GEOPIXEL_CACHE, else ~/.cache/geopixel); area: aoi.geojson beside it.
+
+    The folder's name tells the renderer's source, so that a newer renderer makes a new demo.
+    """
+    source = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    cache = Path(os.environ.get("GEOPIXEL_CACHE") or Path.home() / ".cache" / "geopixel")
+    return write_catalog(cache / f"demo-{hashlib.sha256(source).hexdigest()[:12]}")
 
 
 def check(folder: Path, recipe: dict[str, Any]) -> Path:

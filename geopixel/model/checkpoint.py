@@ -4,8 +4,9 @@ GeoPixel's, whose every key is renamed or dropped by name. No remote code, no pi
 from __future__ import annotations
 
 import json
+import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ DROPPED: dict[str, str] = {
 }
 """Published keys that are not loaded, with the reason."""
 
-RENAMED: list[tuple[str, str]] = [
+RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^plora_glb_GN$", "vision.separator"),
     (r"^plora_sub_GN$", "vision.row_end"),
     (r"^vision_proj\.", "vision.projector."),
     (r"^vit\.vision_tower\.vision_model\.", "vision.tower."),
     (r"^output\.", "language.output."),
     (r"^model\.(tok_embeddings|norm|layers)\.", r"language.\1."),
-    (r"\.Plora_([AB])\.", lambda m: f".plora_{m[1].lower()}."),  # type: ignore[list-item]
+    (r"\.Plora_([AB])\.", lambda m: f".plora_{m[1].lower()}."),
     (r"^model\.text_hidden_fcs\.0\.", "text_hidden_fcs."),
     (r"^model\.visual_model\.", "grounding.sam2."),
     (r"\.no_mem_embed$", ".no_memory_embedding"),
@@ -98,14 +99,14 @@ def read_config(folder: Path) -> GeoPixelConfig:
     try:
         values = json.loads((folder / "config.json").read_text())
         return GeoPixelConfig.from_dict(values) if "language" in values else published_config(values)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"no model configuration in {folder}: {error}") from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(folder / "tokenizer.model")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"no tokenizer.model in {folder}: {error}") from error
 
 
@@ -121,7 +122,11 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{shard} is no safetensors file: {error}") from error
     if not shards:
         for shard in sorted(folder.glob("*.bin")):
-            yield from torch.load(shard, map_location="cpu", weights_only=True, mmap=True).items()
+            try:
+                tensors = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+                raise CheckpointError(f"{shard} is no file of weights alone: {str(error).splitlines()[0]}") from error
+            yield from tensors.items()
 
 
 def load_network(folder: Path, config: GeoPixelConfig, dtype: torch.dtype, device: torch.device) -> GeoPixelNetwork:
@@ -139,16 +144,17 @@ def load_network(folder: Path, config: GeoPixelConfig, dtype: torch.dtype, devic
             unknown.append(key)
             continue
         shape = wanted[name].shape
-        if tensor.numel() != shape.numel():
+        if [size for size in tensor.shape if size > 1] != [size for size in shape if size > 1]:  # published parameters have axes of one more
             raise CheckpointError(f"{key} in {folder} has shape {tuple(tensor.shape)}, the configuration asks for {tuple(shape)}")
         loaded[name] = tensor.reshape(shape).to(device=device, dtype=dtype)
     missing = sorted(wanted.keys() - loaded.keys())
     if unknown or missing:
         raise CheckpointError(f"{folder} does not fit the network: unknown {unknown[:3]} ({len(unknown)}), missing {missing[:3]} ({len(missing)})")
     network.load_state_dict(loaded, assign=True)
-    for module in network.modules():
-        if isinstance(getattr(module, "position_ids", None), Tensor):  # a constant that no checkpoint holds
-            module.position_ids = torch.arange(module.position_ids.shape[-1], device=device)[None]
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:  # position_ids of the tower: a constant that no checkpoint holds
+            owner, _, own_name = name.rpartition(".")
+            network.get_submodule(owner).register_buffer(own_name, torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
     return network.eval().requires_grad_(False)
 
 

@@ -89,7 +89,7 @@ class GeoPixelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GeoPixelConfig:
         """Inverse of to_dict; unknown or missing names are a TypeError that names them."""
-        grounding = {k: tuple(v) if isinstance(v, list) else v for k, v in values["grounding"].items()}
+        grounding: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["grounding"].items()}
         rest = {k: v for k, v in values.items() if k not in ("language", "vision", "grounding")}
         return cls(LanguageConfig(**values["language"]), VisionConfig(**values["vision"]), GroundingConfig(**grounding), **rest)
 
@@ -137,5 +137,5 @@ def crop_grid(width: int, height: int, hd_num: int, crop_size: int) -> tuple[int
     while scale * ceil(scale / ratio) <= hd_num:
         scale += 1
     scale = max(long // crop_size, scale - 1)
-    rows = ceil(int(scale * crop_size / ratio) / crop_size)
+    rows = ceil(max(1, int(scale * crop_size / ratio)) / crop_size)
     return (rows, scale) if width >= height else (scale, rows)

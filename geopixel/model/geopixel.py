@@ -24,6 +24,9 @@ SEGMENT_PROMPT = "Could you provide a segmentation mask for {} in this image?"
 SEGMENT_ANSWER = "It is [SEG]."
 """What the referring answer is likely to be: a draft, checked against the model, never trusted."""
 
+SEGMENT_TOKENS = 64
+"""Longest referring answer: one sentence, with room for more than one mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -73,12 +76,15 @@ class GeoPixel:
         """Every prompt about every image (height, width, 3) uint8: answers[image][prompt].
 
         draft is a text that the answers are likely to start with: it makes them faster, never different.
-        Raises ValueError for images of another kind, no images, no or empty prompts, or a prompt that does not fit the context.
+        Raises ValueError for images of another kind, no images, no or empty prompts, no room for an answer, or a prompt that does not fit
+        the context.
         """
         if not images:
             raise ValueError("ask needs at least one image, got none")
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError(f"ask needs prompts that are not empty, got {list(prompts)!r}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         for image in images:
             processor.check_image(image)
         ids = [self.tokenizer.encode(USER + prompt + ASSISTANT) for prompt in prompts]
@@ -86,7 +92,7 @@ class GeoPixel:
 
     def segment(self, images: Sequence[np.ndarray], concepts: Sequence[str]) -> list[list[Answer]]:
         """The referring question about each concept ("building", "the ships at the pier"): answers[image][concept]."""
-        return self.ask(images, [SEGMENT_PROMPT.format(concept) for concept in concepts], draft=SEGMENT_ANSWER + ANSWER_END)
+        return self.ask(images, [SEGMENT_PROMPT.format(concept) for concept in concepts], max_new_tokens=SEGMENT_TOKENS, draft=SEGMENT_ANSWER + ANSWER_END)
 
     @torch.inference_mode()
     def _ask_one(self, image: np.ndarray, prompts: list[list[int]], max_new_tokens: int, draft: list[int]) -> list[Answer]:

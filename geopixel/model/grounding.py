@@ -37,7 +37,7 @@ def build_sam2(config: GroundingConfig) -> Sam2Model:
         dynamic_multimask_via_stability=config.multimask_fallback,
     )
     prompt = Sam2PromptEncoderConfig(hidden_size=config.hidden_size, image_size=config.image_size)
-    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder, attn_implementation="sdpa"))
+    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
     # Text states are the only prompts: what embeds points, boxes and masks is never used.
     for unused in ("mask_embed", "point_embed", "not_a_point_embed", "shared_embedding"):
         delattr(model.prompt_encoder, unused)

@@ -29,7 +29,7 @@ def fit_to_crops(image: np.ndarray, hd_num: int, crop_size: int) -> np.ndarray:
     if width < height:
         return fit_to_crops(image.transpose(1, 0, 2), hd_num, crop_size).transpose(1, 0, 2)
     new_width = columns * crop_size
-    new_height = int(new_width / (width / height))
+    new_height = max(1, int(new_width / (width / height)))
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((new_width, new_height), Image.Resampling.BILINEAR))
     canvas = np.full((rows * crop_size, new_width, 3), 255, np.uint8)
     canvas[:new_height] = resized

@@ -79,7 +79,8 @@ class Tokenizer:
 
     def _join(self, ids: Sequence[int], special: dict[int, str]) -> str:
         """Pieces to text as the published tokenizer joins them: one space before a run that ends in <s>, </s> or <unk>, none before a point."""
-        text, run, after_special = "", [], False
+        text, after_special = "", False
+        run: list[int] = []
         for i in ids:
             if i in special:
                 text += ("" if after_special else " ") + self.pieces.decode(run) + special[i]

@@ -20,7 +20,6 @@ def build_tower(config: VisionConfig) -> CLIPVisionModel:
             patch_size=config.patch_size,
             layer_norm_eps=config.layer_norm_eps,
             hidden_act="quick_gelu",
-            attn_implementation="sdpa",
         )
     )
     del tower.post_layernorm

@@ -1,0 +1,131 @@
+"""The whole way on two small rendered scenes with the bundled model: laws of DESIGN.md on what ends up in the run folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+import xarray as xr
+
+from geopixel.errors import NoScenesError, RunConflictError
+from geopixel.pipeline import MapRequest, Run, Runner, SerialRunner, Summary, load_run, make_plan, map_area, scene_from_json, scene_to_json
+from geopixel.storage import Folder
+from geopixel.verification import verify
+from tests.conftest import NANO, PROMPTS, assert_equal_maps, demo_request, quiet, rasters
+
+
+def ask(catalog: Path, area: shapely.Geometry | None = None, **settings: object) -> MapRequest:
+    return demo_request(catalog, **settings) if area is None else replace(demo_request(catalog, **settings), area=area)
+
+
+def run(request: MapRequest, folder: Path, runner: Runner | None = None) -> Summary:
+    return map_area(request, Folder(str(folder)), NANO, runner or SerialRunner(), quiet)
+
+
+def test_the_folder_holds_what_design_promises(serial: Path) -> None:
+    data = rasters(serial)
+    assert data["mask"].dims == data["confidence"].dims == ("prompt", "y", "x")
+    assert data["status"].dims == ("y", "x")
+    assert list(data["prompt"].values) == list(PROMPTS)
+    files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
+    assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "masks.zarr"}
+    features = gpd.read_parquet(serial / "features.parquet")
+    assert set(features["prompt"]) <= set(PROMPTS)
+    assert len(features) > 20
+
+
+def test_submitting_again_redoes_only_what_is_missing(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    shutil.copytree(serial, tmp_path / "run")
+    lost = sorted((tmp_path / "run" / "predictions" / "ok").iterdir())[:2]
+    kept = {path.name: path.read_bytes() for path in lost}
+    for path in lost:
+        path.unlink()
+    assert run(ask(catalog), tmp_path / "run").worked == 2
+    assert {path.name: path.read_bytes() for path in lost} == kept
+    assert_equal_maps(serial, tmp_path / "run")
+    assert run(ask(catalog), tmp_path / "run").worked == 0
+
+
+def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    shutil.copytree(catalog.parent, tmp_path / "demo")
+    broken = tmp_path / "demo" / "demo" / "demo-1000008" / "visual.tif"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:4000] + bytes(len(whole) - 4000))
+    request = ask(tmp_path / "demo" / "catalog.json")
+    summary = run(request, tmp_path / "run")
+    assert summary.tiles["failed"] > 0
+    assert summary.tiles["ok"] > 0
+    coverage = gpd.read_parquet(tmp_path / "run" / "coverage.parquet")
+    failed = coverage[coverage["state"] == "failed"]
+    assert len(failed) == summary.tiles["failed"]
+    assert failed["reason"].str.contains("visual.tif").all()
+    assert any("failed" in hole for hole in verify(Folder(str(tmp_path / "run"))).holes)
+
+    broken.write_bytes(whole)
+    mended = run(request, tmp_path / "run")
+    assert mended.tiles["failed"] == 0
+    assert mended.worked == summary.tiles["failed"]
+    assert verify(Folder(str(tmp_path / "run"))).holes == []
+    xr.testing.assert_identical(rasters(serial), rasters(tmp_path / "run"))
+
+
+def test_overlapping_areas_give_equal_answers(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    whole = load_run(Folder(str(serial))).request.area
+    west, south, east, north = whole.bounds
+    part = whole & shapely.box(west, south, (west + east) / 2, (south + north) / 2)
+    run(ask(catalog, part), tmp_path / "part")
+    one, other = xr.align(rasters(serial), rasters(tmp_path / "part"), join="inner")
+    common = (other["status"] != 0).values
+    assert common.sum() > 100_000
+    for name in ("mask", "confidence"):
+        np.testing.assert_array_equal(one[name].values[:, common], other[name].values[:, common])
+    np.testing.assert_array_equal(one["status"].values[common], other["status"].values[common])
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": 5.0}, {"resolution": 1.0}])
+def test_a_folder_with_another_run_is_refused_untouched(catalog: Path, serial: Path, change: dict[str, float]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in serial.rglob("*")}
+    with pytest.raises(RunConflictError, match=next(iter(change))):
+        run(ask(catalog, **change), serial)
+    assert {path: path.stat().st_mtime_ns for path in serial.rglob("*")} == before
+
+
+def test_a_folder_with_strange_files_is_refused(catalog: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(RunConflictError, match=r"thesis\.txt"):
+        run(ask(catalog), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_area_outside_every_scene_is_said_before_anything_is_written(catalog: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoScenesError, match="no scenes"):
+        run(ask(catalog, shapely.box(0, 0, 0.1, 0.1)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(ask(catalog), NANO, SerialRunner(), quiet)
+    assert plan.cost.to_read == sum(tile.decided is None for tile in plan.tiles) > 0
+    assert plan.cost.model_seconds > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_survive_json(serial: Path) -> None:
+    stored = load_run(Folder(str(serial)))
+    assert isinstance(stored, Run)
+    for scene in stored.scenes:
+        assert scene_from_json(scene_to_json(scene)) == scene
+
+
+def test_min_area_leaves_out_small_features_only(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    request = ask(catalog, min_area=100.0)
+    run(request, tmp_path / "run")
+    every, large = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
+    assert set(large["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
+    assert verify(Folder(str(tmp_path / "run"))).holes == []
