@@ -27,20 +27,22 @@ TILES_PER_TASK = 4
 def start() -> None:
     """Joins the cluster of a submitted job, else starts Ray on this machine."""
     if not ray.is_initialized():
+        # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
-
-
-def has_gpus() -> bool:
-    return ray.cluster_resources().get("GPU", 0) >= 1
 
 
 class RayRunner:
     """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts."""
 
     dask_scheduler: Any = staticmethod(ray_dask_get)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         if not tiles:

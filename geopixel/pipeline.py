@@ -105,6 +105,8 @@ class Runner(Protocol):
 
     dask_scheduler: Any
     """For the survey; None: threads."""
+    device: str
+    """What the model runs on: cuda or cpu."""
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         """Reads, predicts and stores every tile; yields a receipt for each, in any order."""
@@ -119,6 +121,7 @@ class SerialRunner:
     """One thing after the other, in this process."""
 
     dask_scheduler: Any = "synchronous"
+    device = "cpu"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         from geopixel.prediction import Predictor
@@ -185,7 +188,7 @@ def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
         for name in now:
             if was[name] != now[name]:
                 raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
-        return Plan(run, tiles, _cost(run, tiles, config))
+        return Plan(run, tiles, _cost(run, tiles, config, runner.device))
     if strangers := [path for path in folder.list() if path != ledger.PLAN]:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     plan = make_plan(request, config, runner, progress)
@@ -230,7 +233,7 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
     )
     progress("survey", 1, 1)
-    return Plan(run, tiles, _cost(run, tiles, config))
+    return Plan(run, tiles, _cost(run, tiles, config, runner.device))
 
 
 def see_tile(run: Run, tile: Tile) -> tuple[TileImage | TilePrediction, float]:
@@ -310,10 +313,7 @@ def _ground_sample_distance(run: Run) -> float:
     return ground_sample_distance(run.grid, shapely.GeometryCollection(footprints))
 
 
-def _cost(run: Run, tiles: Sequence[Tile], config: GeoPixelConfig) -> PlanCost:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _cost(run: Run, tiles: Sequence[Tile], config: GeoPixelConfig, device: str) -> PlanCost:
     prompts = len(run.request.prompts)
     read = [tile.size for tile in tiles if tile.decided is None]
     flops = {size: config.flops(size + 2 * HALO, size + 2 * HALO, prompts) for size in TILE_SIZES}

@@ -105,7 +105,7 @@ def draw_quicklook(
     rgb[~valid] = int(NO_IMAGERY[1:3], 16)
     height, width = geobox.shape
     picture = Image.fromarray(rgb).resize((width * _SHARPNESS, height * _SHARPNESS), Image.Resampling.NEAREST)
-    to_picture = Affine.scale(_SHARPNESS) * ~geobox.affine
+    to_picture = Affine.scale(_SHARPNESS) @ ~geobox.affine
 
     _hatch(picture, [tile.core.extent.geom for tile in failed], to_picture)
     draw = ImageDraw.Draw(picture)
@@ -206,7 +206,7 @@ def _draw_diagonals(draw: ImageDraw.ImageDraw, size: tuple[int, int], colour: in
 def _draw_scale(draw: ImageDraw.ImageDraw, geobox: GeoBox) -> None:
     """A bar of 1, 2 or 5 times a power of ten metres, at most a quarter of the width, bottom left."""
     height, width = geobox.shape
-    (left, middle), (right, _) = (geobox.affine * (column, height / 2) for column in (0, width))
+    (left, middle), (right, _) = (geobox.affine @ (column, height / 2) for column in (0, width))
     to_degrees = Transformer.from_crs(str(geobox.crs), "EPSG:4326", always_xy=True)
     (west, east), (south, north) = to_degrees.transform([left, right], [middle, middle])
     metres = Geod(ellps="WGS84").inv(west, south, east, north)[2] / width

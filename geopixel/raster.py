@@ -197,9 +197,9 @@ def _shrinkage(dataset: DatasetReader, geobox: GeoBox) -> float:
     crs, pixel_to_world = (dataset.crs, dataset.transform) if dataset.crs else (dataset.gcps[1], from_gcps(dataset.gcps[0]))
     grid_crs = CRS.from_user_input(str(geobox.crs))
     if crs == grid_crs:
-        return sqrt(abs((~pixel_to_world * geobox.transform).determinant))
+        return sqrt(abs((~pixel_to_world @ geobox.transform).determinant))
     height, width = geobox.shape
-    corners = [geobox.transform * (width / 2 + right, height / 2 + down) for right, down in ((0, 0), (1, 0), (0, 1))]
+    corners = [geobox.transform @ (width / 2 + right, height / 2 + down) for right, down in ((0, 0), (1, 0), (0, 1))]
     try:
         xs, ys = transform(grid_crs, crs, *zip(*corners, strict=True))
     except CPLE_BaseError as error:  # it would quote both definitions in full
@@ -207,7 +207,7 @@ def _shrinkage(dataset: DatasetReader, geobox: GeoBox) -> float:
         raise ReadError(f"cannot read {dataset.name}: its coordinate reference system {name!r} has no way to {geobox.crs} (another planet?)") from error
     if not np.isfinite([*xs, *ys]).all():
         return 1.0  # the middle of geobox cannot be seen in this CRS; GDAL finds out what can
-    (x0, y0), (x1, y1), (x2, y2) = (~pixel_to_world * place for place in zip(xs, ys, strict=True))
+    (x0, y0), (x1, y1), (x2, y2) = (~pixel_to_world @ place for place in zip(xs, ys, strict=True))
     return sqrt(abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)))
 
 
@@ -247,8 +247,8 @@ def _same_grid(dataset: DatasetReader, geobox: GeoBox) -> bool:
     """Whether every pixel of geobox is a pixel of the file, to a hundredth of a pixel."""
     if dataset.crs != CRS.from_user_input(str(geobox.crs)):
         return False
-    to_pixel = ~dataset.transform * Affine(*geobox.transform[:6])
+    to_pixel = ~dataset.transform @ Affine(*geobox.transform[:6])
     height, width = geobox.shape
     right, down = round(to_pixel.c), round(to_pixel.f)
     corners = [(0, 0), (width, 0), (0, height), (width, height)]
-    return all(hypot(x - column - right, y - row - down) < 0.01 for column, row in corners for x, y in [to_pixel * (column, row)])
+    return all(hypot(x - column - right, y - row - down) < 0.01 for column, row in corners for x, y in [to_pixel @ (column, row)])

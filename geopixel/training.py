@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from geopixel.model import processor
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
+from geopixel.model.grounding import ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
 from geopixel.model.losses import IGNORED, answer_loss, mask_loss
 from geopixel.model.network import GeoPixelNetwork
@@ -50,6 +51,8 @@ SMALLEST_CELL_SHARE = 0.02
 ANSWER_WEIGHT = 4.0
 """Of the answer's cross-entropy: one token in eight of an answer carries its decision, so the published weight of 1 would teach presence slowly."""
 
+PIXEL_METRES = (0.4, 1.3)
+"""Range of the ground sample distance that the mask decoder sees, after its resize: tiles of 640 pixels at 0.3 to 1 m come to 0.4 to 1.25 m."""
 SCENE_SIZE = 1536
 SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
@@ -100,12 +103,10 @@ class Example:
     """Per question: prompt and answer ids."""
     answer_starts: list[int]
     """Per question: where in its tokens the answer begins."""
-    masks: Tensor
-    """(present questions, S, S) float32: share of each mask cell that the class covers."""
     concepts: list[int]
-    """Per present question: its class, counted from 0."""
-    cells: Tensor
-    """(side, side, classes) float32: 1 where a token of the global view holds some of the class."""
+    """Per question whose answer has a mask: its class, counted from 0."""
+    shares: Tensor
+    """(classes, S, S) float32: share of each mask cell that the class covers."""
 
 
 class RenderedExamples(Dataset[Example]):
@@ -119,8 +120,10 @@ class RenderedExamples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         rng = np.random.default_rng((self.seed, index))
-        scene = np.load(self.scenes[rng.integers(len(self.scenes))], mmap_mode="r")
-        edge = int(np.exp(rng.uniform(np.log(448), np.log(SCENE_SIZE))))
+        path = self.scenes[rng.integers(len(self.scenes))]
+        scene = np.load(path, mmap_mode="r")
+        metres = np.exp(rng.uniform(*np.log(PIXEL_METRES)))
+        edge = int(np.clip(metres * self.config.grounding.image_size / SCENE_GSDS[int(path.stem) % len(SCENE_GSDS)], 384, SCENE_SIZE))
         top, left = rng.integers(0, SCENE_SIZE - edge + 1, 2)
         window = np.array(scene[top : top + edge, left : left + edge])
         window = np.rot90(window, int(rng.integers(4)))
@@ -129,25 +132,22 @@ class RenderedExamples(Dataset[Example]):
 
     def example(self, rgb: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> Example:
         """rgb (height, width, 3) uint8, truth (height, width) uint8 class codes; rng chooses the wordings."""
-        tokens, starts, masks, concepts, cells = [], [], [], [], []
-        size, side = self.config.grounding.mask_size, self.config.vision.tokens_per_side
-        for name, code in CLASSES.items():
-            inside = torch.from_numpy((truth == code).astype(np.float32))
-            share = float(inside.mean())
-            cells.append((F.interpolate(inside[None, None], (side, side), mode="area")[0, 0] > SMALLEST_CELL_SHARE).float())
+        tokens, starts, concepts = [], [], []
+        size = self.config.grounding.mask_size
+        inside = torch.from_numpy(np.stack([truth == code for code in CLASSES.values()]).astype(np.float32))
+        for index, name in enumerate(CLASSES):
+            share = float(inside[index].mean())
             if 0 < share < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE):
                 continue
             if share:
-                concepts.append(code - 1)
-                masks.append(F.interpolate(inside[None, None], (size, size), mode="area")[0, 0])
+                concepts.append(index)
             start, ids = self.dialogue(str(rng.choice(WORDINGS[name])), SEGMENT_ANSWER if share else ABSENT_ANSWER)
             tokens.append(ids)
             starts.append(start)
         start, ids = self.dialogue(str(rng.choice(STRANGE)), ABSENT_ANSWER)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        stacked = torch.stack(masks) if masks else torch.zeros((0, size, size))
-        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], stacked, concepts, torch.stack(cells, dim=-1))
+        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], concepts, F.adaptive_avg_pool2d(inside, size))
 
     def dialogue(self, concept: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of question and answer."""
@@ -202,22 +202,28 @@ def initialise(network: GeoPixelNetwork) -> None:
 
 
 class Probes(nn.Module):
-    """Two linear readers that exist in training only and shorten it: what a [SEG] state asks for must be legible in it, and what a cell of
-    the image holds must be legible in its token. Without them, both are found only through the masks and answers that depend on them."""
+    """Linear readers that exist in training only and shorten it: what a [SEG] state asks for must be legible in it, what a cell of the image
+    holds must be legible in its token, and so in SAM 2's features. Else all that is found only through the masks and answers built on it."""
 
     def __init__(self, config: GeoPixelConfig) -> None:
         super().__init__()
         self.concept = nn.Linear(config.language.hidden_size, len(CLASSES))
         self.cell = nn.Linear(config.language.hidden_size, len(CLASSES))
+        channels = config.grounding.hidden_size
+        self.maps = nn.ModuleList(nn.Conv2d(count, len(CLASSES), 1) for count in (channels, channels // 8, channels // 4))
 
-    def cell_loss(self, images: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
-        """images: tokens of each image (tokens, hidden), the global view first, its rows each with a row end behind them."""
-        side = len(batch[0].cells)
-        views = torch.stack([image[: side * (side + 1)].view(side, side + 1, -1)[:, :side] for image in images])
-        return F.binary_cross_entropy_with_logits(self.cell(views), torch.stack([example.cells for example in batch]))
+    def cell_loss(self, views: Tensor, batch: Sequence[Example]) -> Tensor:
+        """views: tokens of the global views (images, side, side, hidden)."""
+        shares = F.adaptive_avg_pool2d(torch.stack([example.shares for example in batch]), views.shape[1])
+        return F.binary_cross_entropy_with_logits(self.cell(views).permute(0, 3, 1, 2), (shares > SMALLEST_CELL_SHARE).float())
+
+    def map_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
+        shares = torch.stack([example.shares for example in batch])
+        maps = [probe(x) for probe, x in zip(self.maps, (features.embedding, *features.fine), strict=True)]
+        return torch.stack([F.binary_cross_entropy_with_logits(x, F.adaptive_avg_pool2d(shares, x.shape[-1])) for x in maps]).sum()
 
     def concept_loss(self, states: Tensor, batch: Sequence[Example]) -> Tensor:
-        """states (present questions of all examples, hidden)."""
+        """states (questions with a mask, of all examples, hidden)."""
         return F.cross_entropy(self.concept(states), torch.tensor([concept for example in batch for concept in example.concepts]))
 
 
@@ -230,6 +236,14 @@ class Losses:
     @property
     def total(self) -> Tensor:
         return ANSWER_WEIGHT * self.answers + self.masks + self.probes
+
+
+def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -> Losses:
+    """The towers alone: what is where, before anybody asks."""
+    views = network.vision.projector(network.vision.features(torch.stack([example.crops[0] for example in batch])))
+    features = network.grounding.encode(torch.stack([example.pixels for example in batch]))
+    zero = torch.zeros(())
+    return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
 
 
 def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], bos: int, seg: int) -> Losses:
@@ -258,22 +272,35 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
             at += len(tokens)
     embeddings = torch.index_put(language.tok_embeddings(ids), (image_mask,), torch.cat(images))
     hidden = language(embeddings, image_mask=image_mask, segments=segments, positions=positions)
-    cells = probes.cell_loss(images, batch)
+    side = network.vision.side
+    views = torch.stack([image[: side * (side + 1)].view(side, side + 1, -1)[:, :side] for image in images])
+    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+    probed = probes.cell_loss(views, batch) + probes.map_loss(features, batch)
     answered = labels != IGNORED
     words = answer_loss(language.output(hidden[answered]), labels[answered])
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
     if not len(owner):
-        return Losses(words, words * 0, cells)
-    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+        return Losses(words, words * 0, probed)
     masks = network.grounding.decode(features.take(owner), network.mask_prompts(hidden[is_seg])[:, None])
-    return Losses(words, mask_loss(masks.logits, torch.cat([e.masks for e in batch])), cells + probes.concept_loss(hidden[is_seg], batch))
+    targets = torch.cat([e.shares[e.concepts] for e in batch])
+    return Losses(words, mask_loss(masks.logits, targets), probed + probes.concept_loss(hidden[is_seg], batch))
 
 
 def train_nano(
-    out: Path, work: Path, *, steps: int, batch: int, scenes: int, seed: int = 0, learning_rate: float = 1.2e-3, report: Callable[[str], None] = print
+    out: Path,
+    work: Path,
+    *,
+    tower_steps: int,
+    steps: int,
+    batch: int,
+    scenes: int,
+    seed: int = 0,
+    learning_rate: float = 1.5e-3,
+    report: Callable[[str], None] = print,
 ) -> None:
-    """Renders what is missing, trains, writes the checkpoint (float16) and training.json into out. work holds the rendered scenes."""
+    """Renders what is missing, trains the towers, then everything, writes the checkpoint (float16) and training.json into out.
+    work holds the rendered scenes."""
     began = time.monotonic()
     torch.manual_seed(seed)
     proto = train_tokenizer()
@@ -281,25 +308,25 @@ def train_nano(
     config = nano_config(tokenizer.vocab_size)
     network = GeoPixelNetwork(config)
     initialise(network)
+    probes = Probes(config)
     size = sum(p.numel() for p in network.parameters())
     report(f"nano has {size / 1e6:.2f} M parameters; rendering {scenes} scenes")
     paths = render_scenes(work, scenes, TRAINING_SEEDS.start)
-    examples = RenderedExamples(paths, config, tokenizer, steps * batch, seed)
-    loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
-    probes = Probes(config)
-    optimizer = torch.optim.AdamW([*network.parameters(), *probes.parameters()], lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     network.train()
-    recent: list[list[float]] = []
-    for step, losses in enumerate(_steps(network, probes, loader, optimizer, schedule, tokenizer), start=1):
-        recent.append([float(loss.detach()) for loss in (losses.answers, losses.masks, losses.probes)])
-        if step % 50 == 0 or step == steps:
-            mean = np.mean(recent, axis=0)
-            report(f"step {step}/{steps}: answers {mean[0]:.4f}, masks {mean[1]:.4f}, probes {mean[2]:.4f}, {(time.monotonic() - began) / 60:.1f} min")
-            recent.clear()
-        if step % 500 == 0 or step == steps:
-            save_checkpoint(out, network, proto, torch.float16)
+    final = Losses(*torch.zeros(3))
+    for stage, (count, loss) in enumerate(
+        [
+            (tower_steps, lambda examples: tower_loss(network, probes, examples)),
+            (steps, lambda examples: forward_loss(network, probes, examples, tokenizer.bos, tokenizer.seg)),
+        ]
+    ):
+        examples = RenderedExamples(paths, config, tokenizer, count * batch, seed + stage)
+        loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
+        parameters = [*network.parameters(), *probes.parameters()]
+        final = fit(parameters, loader, loss, learning_rate, lambda line: report(f"{(time.monotonic() - began) / 60:.1f} min: {line}"))
+    save_checkpoint(out, network, proto, torch.float16)
     record = {
+        "tower_steps": tower_steps,
         "steps": steps,
         "batch": batch,
         "scenes": scenes,
@@ -307,24 +334,29 @@ def train_nano(
         "learning_rate": learning_rate,
         "parameters": size,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "final_losses": {"answers": round(float(mean[0]), 4), "masks": round(float(mean[1]), 4)},
+        "final_losses": {"answers": round(float(final.answers), 4), "masks": round(float(final.masks), 4)},
     }
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _steps(
-    network: GeoPixelNetwork,
-    probes: Probes,
-    loader: DataLoader[Example],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    tokenizer: Tokenizer,
-) -> Iterator[Losses]:
-    for batch in loader:
-        losses = forward_loss(network, probes, batch, tokenizer.bos, tokenizer.seg)
+def fit(
+    parameters: list[nn.Parameter], loader: DataLoader[Example], loss: Callable[[list[Example]], Losses], learning_rate: float, report: Callable[[str], None]
+) -> Losses:
+    """One pass over the loader, warm-up and cosine decay; returns the mean losses of the last steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=len(loader), pct_start=0.08)
+    recent: list[Tensor] = []
+    mean = torch.zeros(3)
+    for step, examples in enumerate(loader, start=1):
+        losses = loss(examples)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        yield losses
+        recent.append(torch.stack([losses.answers, losses.masks, losses.probes]).detach())
+        if step % 50 == 0 or step == len(loader):
+            mean = torch.stack(recent).mean(dim=0)
+            recent.clear()
+            report(f"step {step}/{len(loader)}: answers {mean[0]:.4f}, masks {mean[1]:.4f}, probes {mean[2]:.4f}")
+    return Losses(*mean)

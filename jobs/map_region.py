@@ -31,23 +31,24 @@ def map_region(settings: MapSettings) -> int:
 
     from geopixel import distributed
     from geopixel.console import ProgressDisplay, print_plan, print_summary
-    from geopixel.model.geopixel import read_model_config
+    from geopixel.model.config import read_model_config
     from geopixel.pipeline import MapRequest, make_plan, map_area
     from geopixel.storage import Folder
 
     if settings.model is not None:
         read_model_config(settings.model)  # an unknown model is refused before a cluster starts
     distributed.start()
-    model = settings.model or ("MBZUAI/GeoPixel-7B" if distributed.has_gpus() else "nano")
+    runner = distributed.RayRunner()
+    model = settings.model or ("MBZUAI/GeoPixel-7B" if runner.device == "cuda" else "nano")
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
     request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
     with ProgressDisplay() as progress:
         if settings.dry_run:
-            plan = make_plan(request, config, distributed.RayRunner(), progress)
+            plan = make_plan(request, config, runner, progress)
         else:
             folder = Folder(settings.out)
-            summary = map_area(request, folder, config, distributed.RayRunner(), progress)
+            summary = map_area(request, folder, config, runner, progress)
     if settings.dry_run:
         print_plan(plan)
         return 0

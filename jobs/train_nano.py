@@ -12,12 +12,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("geopixel/model/weights/nano"), help="folder of the checkpoint (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="folder of the rendered scenes (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--tower-steps", type=int, default=450, help="steps of the towers alone (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=750, help="steps of the whole (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images a step (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=120, help="rendered scenes to draw images from (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and examples (default: %(default)s)")
     arguments = parser.parse_args()
-    train_nano(arguments.out, arguments.work, steps=arguments.steps, batch=arguments.batch, scenes=arguments.scenes, seed=arguments.seed)
+    train_nano(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from geopixel.aoi import read_area
 from geopixel.demo import write_catalog
-from geopixel.model.geopixel import read_model_config
+from geopixel.model.config import read_model_config
 from geopixel.pipeline import MapRequest, SerialRunner, map_area
 from geopixel.storage import Folder
 

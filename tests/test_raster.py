@@ -187,7 +187,7 @@ def test_a_ramp_shows_that_pixels_are_where_they_belong(tmp_path: Path, crs: str
     rgb, valid = read_scenes([scene(path, stretch=(0.0, 20.0 * size))], geobox)
 
     x, y = np.meshgrid(np.arange(geobox.shape[1]) + 0.5, np.arange(geobox.shape[0]) + 0.5)
-    world = geobox.transform * (x.ravel(), y.ravel())
+    world = geobox.transform @ (x.ravel(), y.ravel())
     east, north = (np.array(values) for values in rasterio.warp.transform(crs, GRID.crs, *world))
     truth = np.stack([east - full.transform.c, full.transform.f - north], axis=-1)
     truth = np.column_stack([truth, truth.sum(axis=1)]) * 255 / (20.0 * size)
@@ -311,7 +311,7 @@ def test_ground_control_points_place_a_file_as_its_transform_does(tmp_path: Path
     placed = write(tmp_path / "placed.tif", pixels)
     path = tmp_path / "gcps.tif"
     corners = [(0, 0), (96, 0), (0, 64), (96, 64), (48, 32)]
-    points = [GroundControlPoint(row, column, *(HERE.transform * (column, row))) for column, row in corners]
+    points = [GroundControlPoint(row, column, *(HERE.transform @ (column, row))) for column, row in corners]
     with rasterio.open(path, "w", driver="GTiff", width=96, height=64, count=3, dtype="float32", gcps=points, crs=GRID.crs) as file:
         file.write(pixels)
     with rasterio.open(path) as file:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from geopixel.errors import CheckpointError
-from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
+from geopixel.model.config import GeoPixelConfig
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
 
@@ -71,36 +70,6 @@ def rename(key: str) -> str | None:
     for pattern, replacement in RENAMED:
         key = re.sub(pattern, replacement, key)
     return key
-
-
-def published_config(values: Mapping[str, Any]) -> GeoPixelConfig:
-    """Our configuration from a published config.json, which holds the language model's sizes only: CLIP ViT-L/14 at 560 px and
-    SAM 2 Hiera-L are constants of the published code."""
-    scaling = values.get("rope_scaling") or {}
-    language = LanguageConfig(
-        vocab_size=values["vocab_size"],
-        hidden_size=values["hidden_size"],
-        intermediate_size=values["intermediate_size"],
-        layers=values["num_hidden_layers"],
-        heads=values["num_attention_heads"],
-        kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
-        rms_norm_eps=values["rms_norm_eps"],
-        rope_theta=values["rope_theta"],
-        rope_factor=scaling.get("factor") if scaling.get("type") == "dynamic" else None,
-        max_positions=values["max_position_embeddings"],
-    )
-    vision = VisionConfig(hidden_size=1024, intermediate_size=4096, layers=24, heads=16)
-    grounding = GroundingConfig(embed_size=144, heads=2, blocks=(2, 6, 36, 4), global_blocks=(23, 33, 43), hidden_size=values.get("out_dim", 256))
-    return GeoPixelConfig(language, vision, grounding, max_length=values.get("max_length", 16384))
-
-
-def read_config(folder: Path) -> GeoPixelConfig:
-    """Raises CheckpointError where there is no readable config.json."""
-    try:
-        values = json.loads((folder / "config.json").read_text())
-        return GeoPixelConfig.from_dict(values) if "language" in values else published_config(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"no model configuration in {folder}: {error}") from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geopixel.errors import CheckpointError
 from geopixel.model import checkpoint, generation, processor
-from geopixel.model.config import GeoPixelConfig
+from geopixel.model.config import find_model, read_config
 from geopixel.model.grounding import upsample
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
@@ -69,7 +66,7 @@ class GeoPixel:
         folder = find_model(name)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         kind = (torch.bfloat16 if place.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
-        config = checkpoint.read_config(folder)
+        config = read_config(folder)
         return cls(checkpoint.load_network(folder, config, kind, place), checkpoint.read_tokenizer(folder), name)
 
     def ask(self, images: Sequence[np.ndarray], prompts: Sequence[str], *, max_new_tokens: int = 300, draft: str = "") -> list[list[Answer]]:
@@ -140,25 +137,3 @@ class GeoPixel:
     def _text(self, ids: list[int]) -> tuple[str, list[str]]:
         text = self.tokenizer.decode(ids, skip_special=True).replace(ANSWER_END, "").strip()
         return text, [phrase.strip() for phrase in re.findall(r"<p>(.*?)</p>\s*\[SEG\]", text)]
-
-
-def find_model(name: str, *, files_wanted: Sequence[str] = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")) -> Path:
-    """The folder of a model by its name; of a hub id, the files wanted are downloaded. Raises CheckpointError where there is none."""
-    if name == "nano":
-        return Path(str(files("geopixel.model") / "weights" / "nano"))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(files_wanted)))
-        except Exception as error:  # the hub raises many kinds, for one fact
-            raise CheckpointError(f"model {name!r} is neither a folder nor a model that the hub gives: {str(error).splitlines()[0]}") from error
-    raise CheckpointError(f"unknown model {name!r}: nano, a folder, or a hub id such as MBZUAI/GeoPixel-7B")
-
-
-def read_model_config(name: str) -> GeoPixelConfig:
-    """The sizes of a model, without its weights. Raises CheckpointError where there is no such model."""
-    return checkpoint.read_config(find_model(name, files_wanted=["config.json"]))

@@ -11,11 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from geopixel.model.config import GeoPixelConfig, crop_grid
+from geopixel.model.config import PROMPT_TOKENS, GeoPixelConfig, crop_grid, published_config
+from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.vision import VisionTokens
 
-from .tiny import CONFIG, fill
+from .tiny import CONFIG, PUBLISHED, fill
 
 sizes = st.integers(1, 6000)
 
@@ -42,7 +45,7 @@ def published_grid(width: int, height: int, hd_num: int, crop_size: int) -> tupl
 def test_crop_grid_is_the_published_rule(width: int, height: int, hd_num: int, crop_size: int) -> None:
     rows, columns = crop_grid(width, height, hd_num, crop_size)
     published = published_grid(width, height, hd_num, crop_size)
-    # The published rule gives no crops at all, and then fails, where the long side is more than all its pixels times the short one.
+    # The published rule gives no crops at all, and then fails, where the picture would be less than a pixel high.
     assert (rows, columns) == published or 0 in published
     assert rows >= 1 <= columns
     assert (columns, rows) == crop_grid(height, width, hd_num, crop_size) or width == height
@@ -89,3 +92,30 @@ def test_more_work_costs_more(width: int, height: int, prompts: int) -> None:
         assert cost < finer.flops(width, height, prompts)
     else:
         assert cost == finer.flops(width, height, prompts)
+
+
+@pytest.fixture(scope="module")
+def one_layer() -> GeoPixelNetwork:
+    """The full-size published network without memory, and with one language layer to stand for all."""
+    config = published_config(PUBLISHED | {"num_hidden_layers": 1})
+    with torch.device("meta"):
+        return GeoPixelNetwork(config)
+
+
+@pytest.mark.parametrize(("hd_num", "prompts"), [(1, 1), (9, 6)])
+def test_flops_are_those_of_the_published_network(one_layer: GeoPixelNetwork, hd_num: int, prompts: int) -> None:
+    """Counted by torch, without numbers; 20 % is what a plan needs."""
+    config = replace(published_config(PUBLISHED), hd_num=hd_num)
+    rows, columns = crop_grid(700, 700, hd_num, config.vision.crop_size)
+    tokens = config.image_tokens(rows, columns)
+    language, size = config.language, config.vision.crop_size
+    asked = tokens + PROMPT_TOKENS * prompts
+    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        one_layer.vision(torch.zeros(1 + rows * columns, 3, size, size), [(rows, columns)])
+        features = one_layer.grounding.encode(torch.zeros(1, 3, config.grounding.image_size, config.grounding.image_size))
+        one_layer.grounding.decode(features, torch.zeros(1, prompts, config.grounding.hidden_size))
+        outside = counter.get_total_flops()
+        rotary = (torch.zeros(1, 1, asked, language.head_size),) * 2
+        one_layer.language.layers[0](torch.zeros(1, asked, language.hidden_size), rotary, None, None, None)
+        layer = counter.get_total_flops() - outside
+    assert config.flops(700, 700, prompts) == pytest.approx(outside + language.layers * layer, rel=0.2)

@@ -15,7 +15,8 @@ import torch
 from geopixel.errors import CheckpointError
 from geopixel.model import Answer, GeoPixel
 from geopixel.model.checkpoint import save_checkpoint
-from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT, SEGMENT_TOKENS, find_model, read_model_config
+from geopixel.model.config import find_model, read_model_config
+from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT, SEGMENT_TOKENS
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT
 
 from .tiny import CONFIG, image, network, teach, tokenizer, tokenizer_model

@@ -46,7 +46,7 @@ def test_features_are_those_of_sam2(grounding: Grounding) -> None:
     features = grounding.encode(pixels(2))
     *fine, embedding = grounding.sam2.get_image_embeddings(pixels(2))
     for ours, theirs in zip((*features.fine, features.embedding), (*fine, embedding), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     size, hidden = GROUNDING.mask_size, GROUNDING.hidden_size
     assert features.embedding.shape == (2, hidden, size // 4, size // 4)
     assert [f.shape for f in features.fine] == [(2, hidden // 8, size, size), (2, hidden // 4, size // 2, size // 2)]
@@ -76,10 +76,10 @@ def test_the_fallback_is_asked_for() -> None:
     first = plain.decode(features, prompts).logits
     stability = (first > 0.05).sum((1, 2)) / (first > -0.05).sum((1, 2))
     assert (stability < 0.98).any()
-    changed = (fallback.decode(features, prompts).logits != first).flatten(1).any(1)
+    changed = (fallback.decode(features, prompts).logits - first).abs().amax((1, 2)) > 1e-4
     assert torch.equal(changed, stability < 0.98)
     fallback.train()
-    assert torch.equal(fallback.decode(features, prompts).logits, first)
+    torch.testing.assert_close(fallback.decode(features, prompts).logits, first, atol=1e-4, rtol=1e-4)
 
 
 def bilinear(values: np.ndarray, size: int) -> np.ndarray:

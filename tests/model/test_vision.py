@@ -36,7 +36,7 @@ def test_features_are_the_last_layer_merged_two_by_two() -> None:
     for y in range(per_edge // 2):
         for x in range(per_edge // 2):
             block = [patches[:, 2 * y + dy, 2 * x + dx] for dy in (0, 1) for dx in (0, 1)]
-            torch.testing.assert_close(features[:, y, x], torch.cat(block, -1), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(features[:, y, x], torch.cat(block, -1), atol=1e-4, rtol=1e-4)
 
 
 @given(st.integers(1, 4), st.integers(1, 4))
@@ -59,5 +59,5 @@ def test_tokens_lie_as_the_picture_does(rows: int, columns: int) -> None:
 def test_images_of_a_batch_are_independent() -> None:
     vision = fill(VisionTokens(CONFIG), 0)
     both = vision(crops(6), [(1, 2), (2, 1)])
-    torch.testing.assert_close(both[0], vision(crops(6)[:3], [(1, 2)])[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(both[1], vision(crops(6)[3:], [(2, 1)])[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both[0], vision(crops(6)[:3], [(1, 2)])[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[1], vision(crops(6)[3:], [(2, 1)])[0], atol=1e-4, rtol=1e-4)

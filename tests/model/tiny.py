@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -25,16 +26,35 @@ VISION = VisionConfig(hidden_size=16, intermediate_size=32, layers=2, heads=2, c
 GROUNDING = GroundingConfig(8, heads=1, blocks=(1, 1, 2, 1), global_blocks=(3,), hidden_size=32, mlp_size=48, image_size=64)
 CONFIG = GeoPixelConfig(LANGUAGE, VISION, GROUNDING, hd_num=4, max_length=512)
 
+PUBLISHED: dict[str, Any] = {
+    "vocab_size": 92547,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    "max_position_embeddings": 32768,
+    "max_length": 16384,
+    "out_dim": 256,
+    "auto_map": {"AutoModel": "modeling_geopixel.GeoPixel"},
+}
+"""A published config.json, shortened."""
+
 
 def fill(module: nn.Module, seed: int) -> nn.Module:
     """Random weights that keep the states' size: nothing is zero, so that nothing can be left out unseen."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:
-            values = 0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise
-        else:
+        if parameter.ndim > 1:
             values = noise / prod(parameter.shape[1:]) ** 0.5
+        elif name.endswith("bias"):
+            values = 0.1 * noise
+        else:
+            values = 1 + 0.1 * noise
         with torch.no_grad():
             parameter.copy_(values)
     for buffer in module.buffers():
