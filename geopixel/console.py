@@ -15,6 +15,7 @@ from geopixel.storage import Folder
 
 SECONDS_PER_LINE = 10.0
 """Between two lines of progress where the output is a log and no terminal."""
+LOG_WIDTH = 160
 
 
 class ProgressDisplay:
@@ -34,7 +35,8 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bars.stop()
+        if self.console.is_terminal:
+            self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self.console.is_terminal:
@@ -60,7 +62,7 @@ def print_plan(plan: Plan) -> None:
     table.add_row("to read", f"{cost.megapixels:.4g} megapixels")
     table.add_row("to store", f"up to {cost.stored_bytes / 1e6:.4g} MB of logits")
     table.add_row("model", f"about {_duration(cost.model_seconds)} on one device like this machine's (an assumed rate, not a measured one)")
-    Console().print(table)
+    _to_stdout().print(table)
 
 
 def print_summary(summary: Summary, folder: Folder) -> None:
@@ -71,9 +73,13 @@ def print_summary(summary: Summary, folder: Folder) -> None:
     for prompt, count in summary.features.items():
         table.add_row(prompt, f"{count} features, {summary.km2[prompt]:.4g} km2")
     table.add_row("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _to_stdout().print(table)
     for name, what in (("features.parquet", "polygons"), ("masks.zarr", "rasters"), ("coverage.parquet", "tiles"), ("quicklook.png", "picture")):
         print(f"{what:>9}: {folder.url}/{name}")
+
+
+def _to_stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfi
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.grounding import ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
-from geopixel.model.losses import IGNORED, answer_loss, mask_loss
+from geopixel.model.losses import IGNORED, mask_loss
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.partial_lora import PartialLoRA
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
@@ -54,6 +55,9 @@ ANSWER_WEIGHT = 4.0
 PIXEL_METRES = (0.4, 1.3)
 """Range of the ground sample distance that the mask decoder sees, after its resize: tiles of 640 pixels at 0.3 to 1 m come to 0.4 to 1.25 m."""
 SCENE_SIZE = 1536
+SEG_WEIGHT = 3.0
+"""Of [SEG] among the answer's tokens: a thing that is there and denied is a hole in the map, a mask that comes out empty is none."""
+
 SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
 
@@ -277,7 +281,9 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
     probed = probes.cell_loss(views, batch) + probes.map_loss(features, batch)
     answered = labels != IGNORED
-    words = answer_loss(language.output(hidden[answered]), labels[answered])
+    weight = torch.ones(network.config.language.vocab_size)
+    weight[seg] = SEG_WEIGHT
+    words = F.cross_entropy(language.output(hidden[answered]), labels[answered], weight=weight)
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
     if not len(owner):
@@ -293,14 +299,15 @@ def train_nano(
     *,
     tower_steps: int,
     steps: int,
+    answer_steps: int,
     batch: int,
     scenes: int,
     seed: int = 0,
     learning_rate: float = 1.5e-3,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Renders what is missing, trains the towers, then everything, writes the checkpoint (float16) and training.json into out.
-    work holds the rendered scenes."""
+    """Renders what is missing, trains the towers, then everything, then what stands on the towers (answers are slow to learn and quick to
+    compute), and writes the checkpoint (float16) and training.json into out. work holds the rendered scenes."""
     began = time.monotonic()
     torch.manual_seed(seed)
     proto = train_tokenizer()
@@ -314,20 +321,20 @@ def train_nano(
     paths = render_scenes(work, scenes, TRAINING_SEEDS.start)
     network.train()
     final = Losses(*torch.zeros(3))
-    for stage, (count, loss) in enumerate(
-        [
-            (tower_steps, lambda examples: tower_loss(network, probes, examples)),
-            (steps, lambda examples: forward_loss(network, probes, examples, tokenizer.bos, tokenizer.seg)),
-        ]
-    ):
+    for stage, count in enumerate((tower_steps, steps, answer_steps)):
+        if stage == 2:
+            network.vision.tower.requires_grad_(False)
+            network.grounding.sam2.vision_encoder.requires_grad_(False)
         examples = RenderedExamples(paths, config, tokenizer, count * batch, seed + stage)
         loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
-        parameters = [*network.parameters(), *probes.parameters()]
+        loss = partial(tower_loss, network, probes) if stage == 0 else partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg)
+        parameters = [parameter for parameter in (*network.parameters(), *probes.parameters()) if parameter.requires_grad]
         final = fit(parameters, loader, loss, learning_rate, lambda line: report(f"{(time.monotonic() - began) / 60:.1f} min: {line}"))
     save_checkpoint(out, network, proto, torch.float16)
     record = {
         "tower_steps": tower_steps,
         "steps": steps,
+        "answer_steps": answer_steps,
         "batch": batch,
         "scenes": scenes,
         "seed": seed,

@@ -33,7 +33,8 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert data["status"].dims == ("y", "x")
     assert list(data["prompt"].values) == list(PROMPTS)
     files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
-    assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "masks.zarr"}
+    assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "masks.zarr"}
+    assert list((serial / "attempts").rglob("*.*")) == []
     features = gpd.read_parquet(serial / "features.parquet")
     assert set(features["prompt"]) <= set(PROMPTS)
     assert len(features) > 20
@@ -80,8 +81,11 @@ def test_overlapping_areas_give_equal_answers(catalog: Path, serial: Path, tmp_p
     part = whole & shapely.box(west, south, (west + east) / 2, (south + north) / 2)
     run(ask(catalog, part), tmp_path / "part")
     one, other = xr.align(rasters(serial), rasters(tmp_path / "part"), join="inner")
-    common = (other["status"] != 0).values
+    inside = (other["status"] != 0).values
+    common = inside & (one["status"] != 0).values
     assert common.sum() > 100_000
+    # The same edge, cut at other places, comes out of the projection a hair elsewhere: a pixel's centre may change sides.
+    assert (inside & ~common).sum() <= 5
     for name in ("mask", "confidence"):
         np.testing.assert_array_equal(one[name].values[:, common], other[name].values[:, common])
     np.testing.assert_array_equal(one["status"].values[common], other["status"].values[common])
