@@ -25,7 +25,7 @@ from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfi
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.grounding import ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
-from geopixel.model.losses import IGNORED, mask_loss
+from geopixel.model.losses import DICE_WEIGHT, IGNORED, mask_loss
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.partial_lora import PartialLoRA
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
@@ -55,8 +55,9 @@ ANSWER_WEIGHT = 4.0
 PIXEL_METRES = (0.4, 1.3)
 """Range of the ground sample distance that the mask decoder sees, after its resize: tiles of 640 pixels at 0.3 to 1 m come to 0.4 to 1.25 m."""
 SCENE_SIZE = 1536
-SEG_WEIGHT = 3.0
-"""Of [SEG] among the answer's tokens: a thing that is there and denied is a hole in the map, a mask that comes out empty is none."""
+SHARPEN_SEG, SHARPEN_DICE = 3.0, 2.0
+"""Weights in the last stage, of [SEG] among the answer's tokens and of Dice: a thing that is denied is a hole in the map, and small and thin
+things are first found with too little confidence to be drawn."""
 
 SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
@@ -250,7 +251,9 @@ def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -
     return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
 
 
-def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], bos: int, seg: int) -> Losses:
+def forward_loss(
+    network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, seg_weight: float = 1.0, dice_weight: float = DICE_WEIGHT
+) -> Losses:
     """Losses of a batch of examples. The questions of an image are packed behind its tokens, as generation packs them."""
     language = network.language
     images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
@@ -282,7 +285,7 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     probed = probes.cell_loss(views, batch) + probes.map_loss(features, batch)
     answered = labels != IGNORED
     weight = torch.ones(network.config.language.vocab_size)
-    weight[seg] = SEG_WEIGHT
+    weight[seg] = seg_weight
     words = F.cross_entropy(language.output(hidden[answered]), labels[answered], weight=weight)
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
@@ -290,7 +293,7 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
         return Losses(words, words * 0, probed)
     masks = network.grounding.decode(features.take(owner), network.mask_prompts(hidden[is_seg])[:, None])
     targets = torch.cat([e.shares[e.concepts] for e in batch])
-    return Losses(words, mask_loss(masks.logits, targets), probed + probes.concept_loss(hidden[is_seg], batch))
+    return Losses(words, mask_loss(masks.logits, targets, dice_weight), probed + probes.concept_loss(hidden[is_seg], batch))
 
 
 def train_nano(
@@ -299,15 +302,15 @@ def train_nano(
     *,
     tower_steps: int,
     steps: int,
-    answer_steps: int,
+    sharpen_steps: int,
     batch: int,
     scenes: int,
     seed: int = 0,
     learning_rate: float = 1.5e-3,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Renders what is missing, trains the towers, then everything, then what stands on the towers (answers are slow to learn and quick to
-    compute), and writes the checkpoint (float16) and training.json into out. work holds the rendered scenes."""
+    """Renders what is missing, trains the towers, then everything, then sharpens what stands on the towers (cheap: they are not trained any
+    more), and writes the checkpoint (float16) and training.json into out. work holds the rendered scenes."""
     began = time.monotonic()
     torch.manual_seed(seed)
     proto = train_tokenizer()
@@ -321,20 +324,23 @@ def train_nano(
     paths = render_scenes(work, scenes, TRAINING_SEEDS.start)
     network.train()
     final = Losses(*torch.zeros(3))
-    for stage, count in enumerate((tower_steps, steps, answer_steps)):
+    for stage, count in enumerate((tower_steps, steps, sharpen_steps)):
         if stage == 2:
             network.vision.tower.requires_grad_(False)
             network.grounding.sam2.vision_encoder.requires_grad_(False)
         examples = RenderedExamples(paths, config, tokenizer, count * batch, seed + stage)
         loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
-        loss = partial(tower_loss, network, probes) if stage == 0 else partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg)
+        loss: Callable[[list[Example]], Losses] = partial(tower_loss, network, probes)
+        if stage > 0:
+            weights = {"seg_weight": SHARPEN_SEG, "dice_weight": SHARPEN_DICE} if stage == 2 else {}
+            loss = partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg, **weights)
         parameters = [parameter for parameter in (*network.parameters(), *probes.parameters()) if parameter.requires_grad]
         final = fit(parameters, loader, loss, learning_rate, lambda line: report(f"{(time.monotonic() - began) / 60:.1f} min: {line}"))
     save_checkpoint(out, network, proto, torch.float16)
     record = {
         "tower_steps": tower_steps,
         "steps": steps,
-        "answer_steps": answer_steps,
+        "sharpen_steps": sharpen_steps,
         "batch": batch,
         "scenes": scenes,
         "seed": seed,

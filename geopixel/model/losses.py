@@ -30,8 +30,8 @@ def dice_loss(logits: Tensor, target: Tensor, scale: float = 1000.0, eps: float 
     return (1 - (overlap + eps) / (total + eps)).sum()
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, target: Tensor, dice_weight: float = DICE_WEIGHT) -> Tensor:
     """Weighted BCE and Dice of masks (masks, height, width), per mask; zero where there are no masks."""
     if len(logits) == 0:
         return logits.sum()
-    return (BCE_WEIGHT * bce_loss(logits, target) + DICE_WEIGHT * dice_loss(logits, target)) / len(logits)
+    return (BCE_WEIGHT * bce_loss(logits, target) + dice_weight * dice_loss(logits, target)) / len(logits)
