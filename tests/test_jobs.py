@@ -139,7 +139,8 @@ def free_port() -> int:
 def head(tmp_path: Path) -> Iterator[str]:
     """The address of a Ray head that belongs to this test alone."""
     port = free_port()
-    words = ["ray", "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={port}", "--num-cpus=2", "--ray-client-server-port=0"]
+    ports = [f"--port={free_port()}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"]
+    words = ["ray", "start", "--head", "--block", "--num-cpus=2", *ports]
     with (tmp_path / "head.log").open("w") as log:
         started = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -152,8 +153,11 @@ def head(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(started.pid, signal.SIGTERM)
-        started.wait(30)
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGTERM)
+            time.sleep(5)  # its children end with it
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait(30)
 
 
 @pytest.mark.slow
