@@ -29,7 +29,7 @@ def start() -> None:
     if not ray.is_initialized():
         # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read

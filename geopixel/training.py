@@ -332,8 +332,8 @@ def train_nano(
         loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
         loss: Callable[[list[Example]], Losses] = partial(tower_loss, network, probes)
         if stage > 0:
-            weights = {"seg_weight": SHARPEN_SEG, "dice_weight": SHARPEN_DICE} if stage == 2 else {}
-            loss = partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg, **weights)
+            seg_weight, dice_weight = (SHARPEN_SEG, SHARPEN_DICE) if stage == 2 else (1.0, DICE_WEIGHT)
+            loss = partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg, seg_weight=seg_weight, dice_weight=dice_weight)
         parameters = [parameter for parameter in (*network.parameters(), *probes.parameters()) if parameter.requires_grad]
         final = fit(parameters, loader, loss, learning_rate, lambda line: report(f"{(time.monotonic() - began) / 60:.1f} min: {line}"))
     save_checkpoint(out, network, proto, torch.float16)
