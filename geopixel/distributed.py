@@ -45,8 +45,6 @@ class RayRunner:
         return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
-        if not tiles:
-            return
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
         resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}

@@ -21,5 +21,9 @@ class CheckpointError(GeoPixelError):
     """Model weights are missing, unknown or do not fit the configuration; the message names the key or the path."""
 
 
+class StorageError(GeoPixelError):
+    """A run folder cannot be reached or written; the message names it and says why."""
+
+
 class RunConflictError(GeoPixelError):
     """The output folder holds a run with other settings; nothing was changed in it."""

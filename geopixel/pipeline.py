@@ -17,7 +17,7 @@ import shapely
 from shapely import Geometry
 
 from geopixel import features, ledger, mosaic, polygonize, publish
-from geopixel.errors import NoScenesError, ReadError, RunConflictError
+from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
 from geopixel.search import find_scenes
@@ -146,7 +146,7 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     todo = ledger.pending(tiles, ledger.read_states(folder, tiles))
     progress("tiles", 0, len(todo))
     receipts = []
-    for receipt in runner.look(run, folder, todo):
+    for receipt in runner.look(run, folder, todo) if todo else ():
         receipts.append(receipt)
         progress("tiles", len(receipts), len(todo))
 
@@ -160,14 +160,20 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
 
     clock["publish"] = time.monotonic()
     progress("publish", 0, 1)
-    found, dropped = _publish(run, folder, tiles, blocks, states)
+    found, dropped = _trace(run, folder, blocks)
+    counts, features_found = ledger.recount(tiles, states), {prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts}
+    ledger.store_coverage(folder, tiles)
+    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
+    publish.store_item(folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=features_found, tiles=counts)
+    failed = [tile for tile in tiles if states[tile.id] == "failed"]
+    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=found, prompts=request.prompts, failed=failed)
     clock["end"] = time.monotonic()
     progress("publish", 1, 1)
 
     stages = list(clock)
     summary = Summary(
-        tiles=ledger.recount(tiles, states),
-        features={prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts},
+        tiles=counts,
+        features=features_found,
         km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
         seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
         worked=len(receipts),
@@ -182,18 +188,22 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
 
 def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
     """The plan that the folder holds, or a new one, stored. run.json is written last: a folder without it holds no run yet."""
-    if folder.exists(RUN):
+    with folder.reached():
+        holds_run = folder.exists(RUN)
+        strangers = [] if holds_run else [path for path in folder.list() if path != ledger.PLAN]
+    if holds_run:
         run, tiles = load_run(folder), ledger.load_plan(folder)
         was, now = run.request.to_json(), request.to_json()
         for name in now:
             if was[name] != now[name]:
                 raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
         return Plan(run, tiles, _cost(run, tiles, config, runner.device))
-    if strangers := [path for path in folder.list() if path != ledger.PLAN]:
+    if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     plan = make_plan(request, config, runner, progress)
-    ledger.store_plan(folder, plan.tiles)
-    folder.put_json(RUN, _run_json(plan))
+    with folder.reached():
+        ledger.store_plan(folder, plan.tiles)
+        folder.put_json(RUN, _run_json(plan))
     return plan
 
 
@@ -282,34 +292,17 @@ def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], s
     return block.id
 
 
-def _publish(
-    run: Run, folder: Folder, tiles: Sequence[Tile], blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]
-) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
-    """Stitches what the blocks hold and writes the files that people open. Returns the features and the pixels dropped by min_area."""
-    request = run.request
+def _trace(run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]]) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
+    """Stitches what the blocks hold and stores the features. Returns them and the pixels that min_area dropped, by prompt."""
     objects = polygonize.stitch(features.load_parts(folder, blocks))
-    frame, dropped = features.build_features(
-        objects, run.grid, request.prompts, run.scenes, min_area=request.min_area
-    )
-    features.store_features(folder, frame)
-    ledger.store_coverage(folder, tiles)
-    counts = {prompt: int((frame["prompt"] == prompt).sum()) for prompt in request.prompts}
-    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
-    publish.store_item(
-        folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=counts, tiles=ledger.recount(tiles, states)
-    )
-    failed = [tile for tile in tiles if states[tile.id] == "failed"]
-    publish.draw_quicklook(
-        folder, scenes=run.scenes, grid=run.grid, area=run.area, features=frame, prompts=request.prompts, failed=failed
-    )
-    return frame, dropped
+    found, dropped = features.build_features(objects, run.grid, run.request.prompts, run.scenes, min_area=run.request.min_area)
+    features.store_features(folder, found)
+    return found, dropped
 
 
 def _ground_sample_distance(run: Run) -> float:
     """Metres a pixel at the scenes, not at the area: areas that overlap and have the same scenes get the same tiles."""
     footprints = [source.footprint for scene in run.scenes for source in scene.sources]
-    if not footprints:
-        raise NoScenesError("no scenes: the search found none")
     return ground_sample_distance(run.grid, shapely.GeometryCollection(footprints))
 
 

@@ -4,13 +4,18 @@ renames; object stores do so by nature), so what is listed is whole. Knows nothi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import obstore
 import zarr.storage
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
+
+from geopixel.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,22 @@ class Folder:
         if "://" not in self.url and not Path(self.url).is_absolute():
             raise ValueError(f"a folder is an absolute path or a URL, got {self.url!r}")
 
+    @classmethod
+    def at(cls, place: str) -> Folder:
+        """The folder that a user names: a URL, or a path relative to where the command runs."""
+        return cls(place if "://" in place else str(Path(place).expanduser().resolve()))
+
     @property
     def is_local(self) -> bool:
         return "://" not in self.url
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """What the system or the store has against this folder becomes a StorageError that names it: for the first access of a run."""
+        try:
+            yield
+        except (OSError, BaseError) as error:
+            raise StorageError(f"cannot reach or write {self.url}: {str(error).splitlines()[0]}") from error
 
     def open(self, path: str = "") -> ObjectStore:
         """The store rooted at path below this folder; a local folder is made where it is missing."""

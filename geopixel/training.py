@@ -22,13 +22,13 @@ from geopixel.demo import CLASSES, TRAINING_SEEDS, render_scene
 from geopixel.model import processor
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
-from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
+from geopixel.model.geopixel import DESCRIBE_PROMPT, NO, PRESENCE_PROMPT, SEGMENT_ANSWER, SEGMENT_PROMPT, YES
 from geopixel.model.grounding import ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
-from geopixel.model.losses import DICE_WEIGHT, IGNORED, mask_loss
+from geopixel.model.losses import DICE_WEIGHT, IGNORED, answer_loss, mask_loss
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.partial_lora import PartialLoRA
-from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
+from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, SEG, USER, Tokenizer
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "building": ("building", "buildings", "the buildings", "house", "houses", "the houses", "roof", "roofs", "rooftops", "built structures"),
@@ -41,6 +41,13 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 STRANGE = ("airplane", "ship", "ships", "swimming pool", "bridge", "train", "stadium", "solar panels", "beach", "glacier", "wind turbine", "storage tank")
 """Things that no scene holds: the answer is always that they are not there."""
 ABSENT_ANSWER = "It is not there."
+PHRASES = {"building": "buildings", "road": "roads", "water": "water", "tree": "trees", "field": "fields", "vehicle": "vehicles"}
+"""What a description calls the classes."""
+
+DESCRIPTION = "The image shows"
+
+DESCRIBED = 0.15
+"""Share of the examples that are described as a whole; the others are asked class by class."""
 
 SMALLEST_SHARE = {"vehicle": 3e-4}
 DEFAULT_SMALLEST_SHARE = 2e-3
@@ -55,11 +62,11 @@ ANSWER_WEIGHT = 4.0
 PIXEL_METRES = (0.4, 1.3)
 """Range of the ground sample distance that the mask decoder sees, after its resize: tiles of 640 pixels at 0.3 to 1 m come to 0.4 to 1.25 m."""
 SCENE_SIZE = 1536
+SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
+
 SHARPEN_SEG, SHARPEN_DICE = 3.0, 2.0
 """Weights in the last stage, of [SEG] among the answer's tokens and of Dice: a thing that is denied is a hole in the map, and small and thin
 things are first found with too little confidence to be drawn."""
-
-SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
 
 def nano_config(vocab_size: int) -> GeoPixelConfig:
@@ -73,10 +80,12 @@ def nano_config(vocab_size: int) -> GeoPixelConfig:
     )
 
 
-def train_tokenizer(vocab_size: int = 512) -> bytes:
+def train_tokenizer(vocab_size: int = 640) -> bytes:
     """A sentencepiece model over the questions and answers that nano knows, laid out as InternLM2's: <unk>, <s>, </s>, bytes, pieces, chat markers."""
     words = [wording for wordings in WORDINGS.values() for wording in wordings] + list(STRANGE)
-    lines = [SEGMENT_PROMPT.format(word) for word in words] + [SEGMENT_ANSWER, ABSENT_ANSWER, "user", "assistant"]
+    lines = [prompt.format(word) for word in words for prompt in (SEGMENT_PROMPT, PRESENCE_PROMPT)]
+    lines += [DESCRIBE_PROMPT, SEGMENT_ANSWER, ABSENT_ANSWER, "user", "assistant"]
+    lines += [f"{YES}.", f"{NO}.", DESCRIPTION, *PHRASES.values(), ", and"] * 20  # often enough to be pieces of their own
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -109,7 +118,7 @@ class Example:
     answer_starts: list[int]
     """Per question: where in its tokens the answer begins."""
     concepts: list[int]
-    """Per question whose answer has a mask: its class, counted from 0."""
+    """Class of every mask of the answers, in their order, counted from 0."""
     shares: Tensor
     """(classes, S, S) float32: share of each mask cell that the class covers."""
 
@@ -136,28 +145,38 @@ class RenderedExamples(Dataset[Example]):
         return self.example(jitter(rng, window[..., :3]), window[..., 3], rng)
 
     def example(self, rgb: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> Example:
-        """rgb (height, width, 3) uint8, truth (height, width) uint8 class codes; rng chooses the wordings."""
-        tokens, starts, concepts = [], [], []
-        size = self.config.grounding.mask_size
+        """rgb (height, width, 3) uint8, truth (height, width) uint8 class codes; rng chooses the questions and their wordings."""
         inside = torch.from_numpy(np.stack([truth == code for code in CLASSES.values()]).astype(np.float32))
-        for index, name in enumerate(CLASSES):
-            share = float(inside[index].mean())
-            if 0 < share < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE):
-                continue
-            if share:
-                concepts.append(index)
-            start, ids = self.dialogue(str(rng.choice(WORDINGS[name])), SEGMENT_ANSWER if share else ABSENT_ANSWER)
-            tokens.append(ids)
-            starts.append(start)
-        start, ids = self.dialogue(str(rng.choice(STRANGE)), ABSENT_ANSWER)
+        shares = dict(zip(CLASSES, inside.mean(dim=(1, 2)).tolist(), strict=True))
+        asked = [name for name, share in shares.items() if not 0 < share < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE)]
+        present = [name for name in asked if shares[name] > 0]
+        if present and rng.random() < DESCRIBED:
+            present.sort(key=lambda name: -shares[name])
+            dialogues = [self.dialogue(DESCRIBE_PROMPT, describe(present))]
+        else:
+            answers = [SEGMENT_ANSWER if name in present else ABSENT_ANSWER for name in asked]
+            words = [rng.choice(WORDINGS[name]) for name in asked]
+            dialogues = [self.dialogue(SEGMENT_PROMPT.format(word), answer) for word, answer in zip(words, answers, strict=True)]
+            dialogues.append(self.dialogue(SEGMENT_PROMPT.format(rng.choice(STRANGE)), ABSENT_ANSWER))
+            name = str(rng.choice([*asked, "strange"]))
+            word = rng.choice(STRANGE if name == "strange" else WORDINGS[name])
+            dialogues.append(self.dialogue(PRESENCE_PROMPT.format(word), f"{YES if name in present else NO}."))
+        starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        return Example(crops, grid, pixels, [*tokens, ids], [*starts, start], concepts, F.adaptive_avg_pool2d(inside, size))
+        concepts = [list(CLASSES).index(name) for name in present]
+        return Example(crops, grid, pixels, list(tokens), list(starts), concepts, F.adaptive_avg_pool2d(inside, self.config.grounding.mask_size))
 
-    def dialogue(self, concept: str, answer: str) -> tuple[int, list[int]]:
-        """Where the answer starts, and the ids of question and answer."""
-        question = self.tokenizer.encode(USER + SEGMENT_PROMPT.format(concept) + ASSISTANT)
+    def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
+        """Where the answer starts, and the ids of prompt and answer."""
+        question = self.tokenizer.encode(USER + prompt + ASSISTANT)
         return len(question), question + self.tokenizer.encode(answer + ANSWER_END) + [self.tokenizer.eos]
+
+
+def describe(names: Sequence[str]) -> str:
+    """A grounded description of the classes that are there, in the layout of the published answers."""
+    things = [f"<p> {PHRASES[name]} </p> {SEG}" for name in names]
+    return f"{DESCRIPTION} " + " and ".join(filter(None, [", ".join(things[:-1]), things[-1]])) + "."
 
 
 def jitter(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
@@ -286,7 +305,7 @@ def forward_loss(
     answered = labels != IGNORED
     weight = torch.ones(network.config.language.vocab_size)
     weight[seg] = seg_weight
-    words = F.cross_entropy(language.output(hidden[answered]), labels[answered], weight=weight)
+    words = answer_loss(language.output(hidden[answered]), labels[answered], weight)
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
     if not len(owner):

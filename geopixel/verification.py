@@ -49,6 +49,8 @@ def verify(folder: Folder) -> Verdict:
     pixels: Counter[State] = Counter()
     present: Counter[str] = Counter()
     if len(states) == len(tiles) and not broken:
+        if not folder.exists(f"{mosaic.MASKS}/zarr.json"):
+            return Verdict(counts, {}, [*holes, f"{mosaic.MASKS} is missing"])
         holes += _check_mosaic(folder, load_run(folder), tiles, states, pixels, present)
         holes += _check_features(folder, present, stored["finished"]["pixels_below_min_area"])
     return Verdict(counts, dict(pixels), holes)

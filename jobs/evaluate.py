@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from geopixel.evaluation import evaluate, polygon_truth, rendered_truth
 from geopixel.pipeline import load_run
@@ -16,7 +15,7 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", help="run folder: a path or a URL")
     parser.add_argument("--truth", metavar="FILE", help="polygons of the (one) prompt, in any vector format (default: the truth of the demo catalog)")
     arguments = parser.parse_args()
-    folder = Folder(arguments.run if "://" in arguments.run else str(Path(arguments.run).resolve()))
+    folder = Folder.at(arguments.run)
     try:
         scores = evaluate(folder, polygon_truth(arguments.truth) if arguments.truth else rendered_truth(load_run(folder)))
     except FileNotFoundError:

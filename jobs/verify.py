@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from geopixel.storage import Folder
 from geopixel.verification import verify
@@ -13,8 +12,7 @@ from geopixel.verification import verify
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder: a path or a URL")
-    run = parser.parse_args().run
-    folder = Folder(run if "://" in run else str(Path(run).resolve()))
+    folder = Folder.at(parser.parse_args().run)
     try:
         verdict = verify(folder)
     except FileNotFoundError:

@@ -60,6 +60,7 @@ REFUSALS = {
     "not a catalog": (["--catalog", "point.geojson"], "point.geojson"),
     "unknown asset": (["--assets", "infrared"], "infrared"),
     "threshold": (["--threshold", "1.5"], "1.5"),
+    "out that cannot be": (["--out", "/dev/null/map"], "/dev/null/map"),
     "other run": (["--threshold", "0.4", "--out", "SERIAL"], "threshold is 0.5, not 0.4"),
 }
 
@@ -137,9 +138,10 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
-    """The address of a Ray head that belongs to this test alone."""
+    """The address of a Ray head that belongs to this test alone. All ports are its own: an agent whose port is taken takes no jobs."""
     port = free_port()
-    ports = [f"--port={free_port()}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"]
+    others = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+    ports = [f"--dashboard-port={port}", *(f"--{name}={free_port()}" for name in others)]
     words = ["ray", "start", "--head", "--block", "--num-cpus=2", *ports]
     with (tmp_path / "head.log").open("w") as log:
         started = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)

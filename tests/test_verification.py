@@ -31,6 +31,10 @@ def damage_a_mask(folder: Path) -> None:
     shard.unlink()
 
 
+def lose_the_masks(folder: Path) -> None:
+    shutil.rmtree(folder / "masks.zarr")
+
+
 def damage_a_prediction(folder: Path) -> None:
     path = next((folder / "predictions" / "ok").iterdir())
     path.write_bytes(path.read_bytes()[:100])
@@ -48,7 +52,10 @@ def lose_a_row_of_coverage(folder: Path) -> None:
     gpd.read_parquet(folder / "coverage.parquet").iloc[1:].to_parquet(folder / "coverage.parquet")
 
 
-@pytest.mark.parametrize("damage", [damage_a_shard, damage_a_mask, damage_a_prediction, lose_a_prediction, lose_a_feature, lose_a_row_of_coverage])
+DAMAGES = [damage_a_shard, damage_a_mask, lose_the_masks, damage_a_prediction, lose_a_prediction, lose_a_feature, lose_a_row_of_coverage]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_verify_finds_every_kind_of_hole(serial: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     shutil.copytree(serial, tmp_path / "run")
     damage(tmp_path / "run")

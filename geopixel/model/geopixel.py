@@ -21,6 +21,14 @@ SEGMENT_PROMPT = "Could you provide a segmentation mask for {} in this image?"
 SEGMENT_ANSWER = "It is [SEG]."
 """What the referring answer is likely to be: a draft, checked against the model, never trusted."""
 
+DESCRIBE_PROMPT = (
+    "Can you provide a thorough description of the this image? Please output with interleaved segmentation masks for the corresponding phrases."
+)
+"""The paper's prompt for a grounded description, as the released weights were trained on it, its slip included."""
+PRESENCE_PROMPT = "Is there any {} in this image? Answer yes or no."
+YES, NO = "Yes", "No"
+"""How an answer to PRESENCE_PROMPT begins."""
+
 SEGMENT_TOKENS = 64
 """Longest referring answer: one sentence, with room for more than one mask."""
 
