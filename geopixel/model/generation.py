@@ -1,5 +1,5 @@
-"""Greedy answers to several prompts about one image, decoded together over one shared image prefix. Knows token ids and hidden states;
-nothing of text, pixels or masks.
+"""Greedy answers to several prompts about each of several images, decoded together, each image's keys and values shared by its prompts.
+Knows token ids and hidden states; nothing of text, pixels or masks.
 
 A draft (the answer that is likely) is fed together with the prompt and checked in the same forward: the longest prefix that greedy
 decoding would have given is accepted, the rest is decoded token by token. The result is greedy decoding's, with or without it.
@@ -8,12 +8,12 @@ decoding would have given is accepted, the rest is decoded token by token. The r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from geopixel.model.language import KeyValueCache, LanguageModel
+from geopixel.model.language import PADDING, KeyValueCache, LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,94 +24,160 @@ class Answer:
     """(count of mask tokens in ids, hidden): final hidden states at positions whose input token is the mask token, in order."""
 
 
-class _Row:
+@dataclass(slots=True)
+class _Line:
     """One prompt while it is being answered."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.states: list[Tensor] = []
-        self.done = False
-
-
-def prefill(language: LanguageModel, prefix: Tensor, image_mask: Tensor, spare: int) -> KeyValueCache:
-    """Keys and values of a prefix (1, tokens, hidden), with room for `spare` tokens after it. image_mask (1, tokens) bool: True on image tokens."""
-    cache = KeyValueCache(language.config, 1, prefix.shape[1] + spare, prefix.dtype, prefix.device)
-    language(prefix, image_mask=image_mask, cache=cache)
-    return cache
+    row: int
+    """Of its image."""
+    segment: int
+    position: int
+    """Of the next token that is fed."""
+    feed: list[int]
+    """Tokens to be fed next; none: the answer is complete."""
+    ids: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
 
 @torch.inference_mode()
 def answer(
     language: LanguageModel,
-    prefix: Tensor,
-    image_mask: Tensor,
-    prompts: Sequence[Sequence[int]],
+    prefixes: Sequence[Tensor],
+    image_masks: Sequence[Tensor],
+    prompts: Sequence[Sequence[Sequence[int]]],
     *,
     eos: int,
     mask_token: int,
     max_new_tokens: int,
     draft: Sequence[int] = (),
-) -> list[Answer]:
-    """Greedy answers to all prompts (token ids after the prefix, each at least one), at most max_new_tokens each.
+) -> list[list[Answer]]:
+    """Greedy answers, at most max_new_tokens each: answers[image][prompt].
 
-    prefix (1, tokens, hidden): embeddings that all prompts share; image_mask (1, tokens) bool.
+    prefixes: per image (tokens, hidden), the embeddings that its prompts share; image_masks: per image (tokens,) bool, True on image
+    tokens; prompts: per image the token ids behind the prefix, each prompt at least one.
     """
     draft = list(draft)[: max_new_tokens - 1]
-    start, device = prefix.shape[1], prefix.device
-    spare = sum(len(p) + len(draft) + max_new_tokens for p in prompts)
-    cache = prefill(language, prefix, image_mask, spare)
-    rows = [_Row() for _ in prompts]
+    longest = max(sum(len(ids) + len(draft) for ids in asked) for asked in prompts)
+    cache = prefill(language, prefixes, image_masks, longest + max(map(len, prompts)) * max_new_tokens)
+    lines = [_Line(row, i, len(prefixes[row]), [*ids, *draft]) for row, asked in enumerate(prompts) for i, ids in enumerate(asked)]
+    _check_drafts(language, cache, lines, draft, eos, mask_token)
+    while True:
+        for line in lines:
+            ended = line.ids[-1] == eos or len(line.ids) >= max_new_tokens
+            # A mask token that ends the answer still gets its forward: the published code loses that mask.
+            if ended and len(line.states) == line.ids.count(mask_token):
+                line.feed = []
+        running = [line for line in lines if line.feed]
+        if not running:
+            break
+        states = [state[0] for state in _feed(language, cache, running)[0]]
+        following = language.output(torch.stack(states)).argmax(-1).tolist()
+        for line, state, token in zip(running, states, following, strict=True):
+            if line.feed[0] == mask_token:
+                line.states.append(state)
+            line.feed = [token]
+            if line.ids[-1] != eos and len(line.ids) < max_new_tokens:
+                line.ids.append(token)
+    empty = prefixes[0].new_zeros((0, prefixes[0].shape[1]))
+    answers: list[list[Answer]] = [[] for _ in prompts]
+    for line in lines:
+        answers[line.row].append(Answer(line.ids, torch.stack(line.states) if line.states else empty))
+    return answers
 
-    feeds = [(list(prompt) + draft, start) for prompt in prompts]
-    states, slots = _feed(language, cache, feeds, device)
-    keep = torch.ones((1, slots.stop - slots.start), dtype=torch.bool, device=device)
-    following: list[int] = []
-    offset = 0
-    for row, prompt, state in zip(rows, prompts, states, strict=True):
-        checked = state[len(prompt) - 1 :]
-        greedy = language.output(checked).argmax(-1).tolist()
+
+@torch.inference_mode()
+def first_logits(
+    language: LanguageModel, prefixes: Sequence[Tensor], image_masks: Sequence[Tensor], prompts: Sequence[Sequence[Sequence[int]]]
+) -> list[Tensor]:
+    """Per image (prompts, vocabulary): logits of the first token of each answer. Arguments as those of answer."""
+    cache = prefill(language, prefixes, image_masks, max(sum(map(len, asked)) for asked in prompts))
+    lines = [_Line(row, i, len(prefixes[row]), list(ids)) for row, asked in enumerate(prompts) for i, ids in enumerate(asked)]
+    states, _, _ = _feed(language, cache, lines)
+    return list(language.output(torch.stack([state[-1] for state in states])).split([len(asked) for asked in prompts]))
+
+
+def prefill(language: LanguageModel, prefixes: Sequence[Tensor], image_masks: Sequence[Tensor], spare: int) -> KeyValueCache:
+    """Keys and values of the prefixes, with room for `spare` tokens behind the longest. One plain causal pass: shorter ones are padded at
+    their end, where no query of theirs can see it."""
+    x = torch.nn.utils.rnn.pad_sequence(list(prefixes), batch_first=True)
+    image_mask = torch.nn.utils.rnn.pad_sequence(list(image_masks), batch_first=True)
+    rows, longest, _ = x.shape
+    cache = KeyValueCache(language.config, rows, longest + spare, x.dtype, x.device)
+    language(x, image_mask=image_mask, cache=cache)
+    lengths = torch.tensor([len(prefix) for prefix in prefixes], device=x.device)
+    cache.forget(slice(0, longest), torch.arange(longest, device=x.device) < lengths[:, None])
+    return cache
+
+
+def _check_drafts(language: LanguageModel, cache: KeyValueCache, lines: Sequence[_Line], draft: Sequence[int], eos: int, mask_token: int) -> None:
+    """Feeds every prompt with the draft behind it; each line has then as much of the draft as greedy decoding gives, and one token more."""
+    states, places, slots = _feed(language, cache, lines)
+    checked = [state[-len(draft) - 1 :] for state in states]
+    greedy = language.output(torch.cat(checked)).argmax(-1).view(len(lines), 1 + len(draft)).tolist()
+    keep = torch.ones((cache.segments.shape[0], slots.stop - slots.start), dtype=torch.bool, device=cache.segments.device)
+    for line, state, place, tokens in zip(lines, checked, places, greedy, strict=True):
         accepted = 0
-        while accepted < len(draft) and greedy[accepted] == draft[accepted] and draft[accepted] != eos:
+        while accepted < len(draft) and tokens[accepted] == draft[accepted] and draft[accepted] != eos:
             accepted += 1
-        _take(row, draft[:accepted], checked[1 : 1 + accepted], mask_token)
-        keep[0, offset + len(prompt) + accepted : offset + len(state)] = False
-        offset += len(state)
-        following.append(greedy[accepted])
+        line.states = [state[1 + i] for i in range(accepted) if draft[i] == mask_token]
+        line.ids = [*draft[:accepted], tokens[accepted]]
+        line.feed = [tokens[accepted]]
+        rejected = len(draft) - accepted
+        line.position -= rejected
+        keep[line.row, place.stop - rejected : place.stop] = False
     cache.forget(slots, keep)
 
-    while True:
-        feeds = []
-        for row, prompt, token in zip(rows, prompts, following, strict=True):
-            if not row.done:
-                row.ids.append(token)
-                row.done = token == eos or len(row.ids) >= max_new_tokens
-            # A mask token that ends the answer still gets its forward: the published code loses that mask.
-            feed = [token] if not row.done or (token == mask_token and len(row.states) < row.ids.count(mask_token)) else []
-            feeds.append((feed, start + len(prompt) + len(row.ids) - 1))
-        if not any(feed for feed, _ in feeds):
-            break
-        states, _ = _feed(language, cache, feeds, device)
-        for i, (row, (feed, _), state) in enumerate(zip(rows, feeds, states, strict=True)):
-            if feed:
-                if feed[0] == mask_token:
-                    row.states.append(state[0])
-                following[i] = int(language.output(state[-1]).argmax())
-    hidden = prefix.shape[2]
-    return [Answer(row.ids, torch.stack(row.states) if row.states else prefix.new_zeros((0, hidden))) for row in rows]
+
+def _feed(language: LanguageModel, cache: KeyValueCache, lines: Sequence[_Line]) -> tuple[list[Tensor], list[slice], slice]:
+    """Feeds what each line has to feed, packed into the row of its image. Returns per line the hidden states (tokens, hidden) and where
+    they lie in the row, and the slots of the cache that all of it took."""
+    rows = cache.segments.shape[0]
+    widths = [0] * rows
+    places = []
+    for line in lines:
+        places.append(slice(widths[line.row], widths[line.row] + len(line.feed)))
+        widths[line.row] = places[-1].stop
+    ids, segments, positions = torch.zeros((3, rows, max(widths)), dtype=torch.int64)
+    segments.fill_(PADDING)
+    for line, place in zip(lines, places, strict=True):
+        ids[line.row, place] = torch.tensor(line.feed)
+        segments[line.row, place] = line.segment
+        positions[line.row, place] = torch.arange(line.position, line.position + len(line.feed))
+        line.position += len(line.feed)
+    device = cache.segments.device
+    start = cache.length
+    hidden = language(language.tok_embeddings(ids.to(device)), segments=segments.to(device), positions=positions.to(device), cache=cache)
+    return [hidden[line.row, place] for line, place in zip(lines, places, strict=True)], places, slice(start, cache.length)
 
 
-def _feed(language: LanguageModel, cache: KeyValueCache, feeds: Sequence[tuple[list[int], int]], device: torch.device) -> tuple[tuple[Tensor, ...], slice]:
-    """Runs the tokens of every segment, packed into one row, each from its position on; their hidden states per segment (tokens, hidden)."""
-    ids = torch.tensor([[token for feed, _ in feeds for token in feed]], device=device)
-    segments = torch.tensor([[i for i, (feed, _) in enumerate(feeds) for _ in feed]], device=device)
-    positions = torch.tensor([[at + j for feed, at in feeds for j in range(len(feed))]], device=device)
-    slots = slice(cache.length, cache.length + ids.shape[1])
-    hidden = language(language.tok_embeddings(ids), segments=segments, positions=positions, cache=cache)
-    return hidden[0].split([len(feed) for feed, _ in feeds]), slots
-
-
-def _take(row: _Row, tokens: Sequence[int], states: Tensor, mask_token: int) -> None:
-    row.ids.extend(tokens)
-    row.states.extend(state for token, state in zip(tokens, states, strict=True) if token == mask_token)
-
-
+@torch.inference_mode()
+def answer_uncached(
+    language: LanguageModel,
+    prefixes: Sequence[Tensor],
+    image_masks: Sequence[Tensor],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    *,
+    eos: int,
+    mask_token: int,
+    max_new_tokens: int,
+) -> list[list[Answer]]:
+    """As answer, the published way: the whole sequence again for every token, one prompt after the other. Slow, and exact also where dynamic
+    NTK is active: there every new length turns all keys anew, and the states of mask tokens are those of the last forward."""
+    answers: list[list[Answer]] = []
+    for prefix, image_mask, asked in zip(prefixes, image_masks, prompts, strict=True):
+        answers.append([])
+        for prompt in asked:
+            ids: list[int] = []
+            complete = False
+            while not complete or ids[-1] == mask_token:  # a mask token that ends the answer still gets its forward
+                fed = torch.tensor([*prompt, *ids], device=prefix.device)
+                x = torch.cat([prefix, language.tok_embeddings(fed)])[None]
+                is_image = torch.cat([image_mask, torch.zeros_like(fed, dtype=torch.bool)])[None]
+                hidden = language(x, image_mask=is_image)[0]
+                if complete:
+                    break
+                ids.append(int(language.output(hidden[-1]).argmax()))
+                complete = ids[-1] == eos or len(ids) >= max_new_tokens
+            is_mask = fed[len(prompt) :] == mask_token
+            answers[-1].append(Answer(ids, hidden[len(prefix) + len(prompt) :][is_mask]))
+    return answers

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geopixel.model import attention
 from geopixel.model.config import LanguageConfig
 from geopixel.model.partial_lora import PartialLoRA
 
 PREFIX = -1
 """Segment of tokens that every prompt of the row sees."""
 PADDING = -2
-"""Segment of slots that nobody sees."""
+"""Segment of slots that nobody sees. What is asked from there sees the start of the prefix, so that no softmax is over nothing."""
 
 
 class KeyValueCache:
@@ -98,6 +99,7 @@ class Attention(nn.Module):
         super().__init__()
         self.kv_heads, self.head_size = config.kv_heads, config.head_size
         self.groups = config.heads // config.kv_heads
+        self.kernel: attention.Kernel = attention.sdpa
         rank, alpha = config.plora_rank, config.plora_alpha
         self.wqkv = PartialLoRA(config.hidden_size, (config.heads + 2 * config.kv_heads) * config.head_size, rank, alpha)
         self.wo = PartialLoRA(config.heads * config.head_size, config.hidden_size, rank, alpha)
@@ -105,7 +107,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], image_mask: Tensor | None, mask: Tensor | None, past: tuple[Tensor, Tensor, slice] | None
     ) -> Tensor:
-        """x (rows, tokens, hidden). mask (rows, 1, tokens, keys) bool or None for plain causal. past: this layer's key and value buffers
+        """x (rows, tokens, hidden). mask (rows, tokens, keys) bool or None for plain causal. past: this layer's key and value buffers
         (rows, kv_heads, capacity, head_size) and the slots of x in them."""
         rows, tokens, _ = x.shape
         qkv = self.wqkv(x, image_mask).view(rows, tokens, self.kv_heads, self.groups + 2, self.head_size)
@@ -117,7 +119,7 @@ class Attention(nn.Module):
             keys[:, :, slots], values[:, :, slots] = k, v
             if mask is not None:
                 k, v = keys[:, :, : slots.stop], values[:, :, : slots.stop]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        y = self.kernel(q, k, v, mask)
         return self.wo(y.transpose(1, 2).reshape(rows, tokens, -1), image_mask)
 
 
@@ -161,6 +163,12 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def use(self, kernel: str) -> None:
+        """Every layer computes its attention with this one of attention.KERNELS from now on."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernel = attention.KERNELS[kernel]
+
     def forward(
         self,
         x: Tensor,
@@ -191,7 +199,7 @@ class LanguageModel(nn.Module):
         if cache is not None:
             slots = cache.extend(segments, positions)
         if not plain or slots.start > 0:
-            mask = cache.visible(segments, positions)[:, None] if cache is not None else visibility(segments, positions, segments, positions)[:, None]
+            mask = cache.visible(segments, positions) if cache is not None else visibility(segments, positions, segments, positions)
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[i], cache.values[i], slots)
             x = layer(x, rotary, image_mask, mask, past)

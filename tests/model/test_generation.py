@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geopixel.model.generation import Answer, answer
+from geopixel.model.generation import Answer, answer, answer_uncached, first_logits
 
 from .tiny import LANGUAGE, language_model
 
@@ -23,30 +23,31 @@ prompts = st.lists(ids, min_size=1, max_size=4)
 
 
 def prefix_of(seed: int, tokens: int = 6) -> tuple[Tensor, Tensor]:
-    """Embeddings (1, tokens, hidden); all but the first belong to an image."""
-    x = torch.randn(1, tokens, LANGUAGE.hidden_size, generator=torch.Generator().manual_seed(seed))
-    return x, torch.arange(tokens)[None] > 0
+    """Embeddings (tokens, hidden); all but the first belong to an image."""
+    x = torch.randn(tokens, LANGUAGE.hidden_size, generator=torch.Generator().manual_seed(seed))
+    return x, torch.arange(tokens) > 0
 
 
 @torch.inference_mode()
-def greedy(seed: int, prompt: list[int], *, eos: int, mask_token: int, max_new_tokens: int) -> Answer:
+def greedy(seed: int, prompt: list[int], *, eos: int, mask_token: int, max_new_tokens: int, tokens: int = 6) -> Answer:
     language = language_model(seed)
-    prefix, image_mask = prefix_of(seed)
+    prefix, image_mask = prefix_of(seed, tokens)
     answer_ids: list[int] = []
 
     def forward() -> Tensor:
-        x = torch.cat([prefix, language.tok_embeddings(torch.tensor([prompt + answer_ids]))], 1)
-        mask = torch.nn.functional.pad(image_mask, (0, x.shape[1] - prefix.shape[1]))
+        x = torch.cat([prefix, language.tok_embeddings(torch.tensor(prompt + answer_ids))])[None]
+        mask = torch.nn.functional.pad(image_mask, (0, x.shape[1] - len(prefix)))[None]
         return language(x, image_mask=mask)[0]
 
     while len(answer_ids) < max_new_tokens and eos not in answer_ids:
         answer_ids.append(int(language.output(forward()[-1]).argmax()))
-    states = forward()[prefix.shape[1] + len(prompt) :]
+    states = forward()[len(prefix) + len(prompt) :]
     return Answer(answer_ids, states[torch.tensor(answer_ids) == mask_token])
 
 
 def ask(seed: int, asked: list[list[int]], *, draft: list[int] | None = None, **limits: int) -> list[Answer]:
-    return answer(language_model(seed), *prefix_of(seed), asked, draft=draft or [], **limits)
+    prefix, image_mask = prefix_of(seed)
+    return answer(language_model(seed), [prefix], [image_mask], [asked], draft=draft or [], **limits)[0]
 
 
 def check(given_answer: Answer, expected: Answer) -> None:
@@ -89,6 +90,31 @@ def test_prompts_asked_together_are_answered_as_if_alone(seed: int, asked: list[
     assert len(answers) == len(asked)
     for prompt, given_answer in zip(asked, answers, strict=True):
         check(given_answer, greedy(seed, prompt, **limits))
+
+
+images = st.lists(st.tuples(st.integers(1, 9), st.lists(prompts, min_size=1, max_size=3)), min_size=1, max_size=3)
+"""Tokens of each image's prefix, and its prompts."""
+
+
+@settings(max_examples=30, derandomize=True)
+@given(st.integers(0, 7), images, st.data())
+def test_images_asked_together_are_answered_as_if_alone(seed: int, asked: list[tuple[int, list[list[int]]]], data: st.DataObject) -> None:
+    """Whatever their sizes; with a cache and without one."""
+    likely = likely_tokens(seed, asked[0][1][0], 6)
+    limits = {"eos": likely[-1], "mask_token": data.draw(st.sampled_from(likely), "mask token"), "max_new_tokens": data.draw(st.integers(1, 6), "limit")}
+    prefixes, image_masks = zip(*(prefix_of(seed, tokens) for tokens, _ in asked), strict=True)
+    together = [row for _, row in asked]
+    for answers in (
+        answer(language_model(seed), prefixes, image_masks, together, draft=likely[:3], **limits),
+        answer_uncached(language_model(seed), prefixes, image_masks, together, **limits),
+    ):
+        for (tokens, row), answered in zip(asked, answers, strict=True):
+            assert len(row) == len(answered)
+            for prompt, given_answer in zip(row, answered, strict=True):
+                check(given_answer, greedy(seed, prompt, tokens=tokens, **limits))
+    for (tokens, row), logits in zip(asked, first_logits(language_model(seed), prefixes, image_masks, together), strict=True):
+        for prompt, x in zip(row, logits, strict=True):
+            assert int(x.argmax()) == greedy(seed, prompt, eos=NEVER, mask_token=NEVER, max_new_tokens=1, tokens=tokens).ids[0]
 
 
 def test_the_end_ends_an_answer_and_belongs_to_it() -> None:
