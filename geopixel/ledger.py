@@ -137,9 +137,14 @@ def store_coverage(folder: Folder, tiles: Sequence[Tile]) -> None:
     _put_table(folder, COVERAGE, table)
 
 
+def attempts(folder: Folder, tile_id: str) -> int:
+    """How often the tile has been begun without a result."""
+    return len(folder.list(f"attempts/{tile_id}"))
+
+
 def begin_attempt(folder: Folder, tile_id: str) -> int:
     """Notes that a worker begins the tile; returns how often it has been begun by now. Above MAX_ATTEMPTS it should not be tried."""
-    number = len(folder.list(f"attempts/{tile_id}")) + 1
+    number = attempts(folder, tile_id) + 1
     folder.put(f"attempts/{tile_id}/{number}", b"")
     return number
 

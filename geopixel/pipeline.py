@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import geopandas as gpd
@@ -86,6 +87,15 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A tile that was read."""
+
+    picture: TileImage | TilePrediction
+    """Or why there is none."""
+    read_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What a run came to."""
 
@@ -127,9 +137,7 @@ class SerialRunner:
         from geopixel.prediction import Predictor
 
         predictor = Predictor.load(run.request.model, run.request.prompts)
-        for tile in tiles:
-            seen, seconds = see_tile(run, tile)
-            yield predict_tile(folder, predictor, tile, seen, seconds)
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles))
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
@@ -180,7 +188,12 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     )
     spent = {"read": sum(r.read_seconds for r in receipts), "predict": sum(r.predict_seconds for r in receipts)}
     started = folder.get_json(RUN)
-    submission = {"tiles_looked_at": len(receipts), "seconds": summary.seconds, "worker_seconds": {k: round(v, 3) for k, v in spent.items()}}
+    submission = {
+        "tiles_looked_at": len(receipts),
+        "seconds": summary.seconds,
+        "worker_seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
+        "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
+    }
     finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
     folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
     return summary
@@ -246,32 +259,62 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
     return Plan(run, tiles, _cost(run, tiles, config, runner.device))
 
 
-def see_tile(run: Run, tile: Tile) -> tuple[TileImage | TilePrediction, float]:
-    """The picture of a tile, or why there is none, and the seconds it took."""
+def see_tile(run: Run, tile: Tile) -> Seen:
+    """Reads a tile."""
     began = time.monotonic()
     try:
-        seen: TileImage | TilePrediction = read_tile(tile, run.scenes)
+        picture: TileImage | TilePrediction = read_tile(tile, run.scenes)
     except ReadError as error:
-        seen = TilePrediction(tile.id, "failed", reason=str(error))
-    return seen, time.monotonic() - began
+        picture = TilePrediction(tile.id, "failed", reason=str(error))
+    return Seen(picture, time.monotonic() - began)
 
 
-def predict_tile(folder: Folder, predictor: Predictor, tile: Tile, seen: TileImage | TilePrediction, read_seconds: float) -> TileReceipt:
-    """Predicts and stores a tile. A tile that was begun too often without a result is set aside: it is what ends its workers."""
+def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen]) -> Iterator[TileReceipt]:
+    """Predicts and stores tiles, as many together as the model takes. A tile that was begun before without a result is tried alone, so that
+    one that ends its workers costs no other its place; begun too often it is set aside."""
+    seen = iter(seen)
+    while batch := list(islice(seen, predictor.batch_size)):
+        pictures: list[tuple[TileImage, float]] = []
+        fresh: list[tuple[TileImage, float]] = []
+        for one in batch:
+            if isinstance(one.picture, TilePrediction):
+                yield _keep(folder, one.picture, one.read_seconds)
+            else:
+                pictures.append((one.picture, one.read_seconds))
+        for picture, seconds in pictures:
+            if not ledger.attempts(folder, picture.tile.id):
+                fresh.append((picture, seconds))
+            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > ledger.MAX_ATTEMPTS:
+                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), seconds)
+            else:
+                yield from _predict(folder, predictor, [(picture, seconds)])
+        for picture, _ in fresh:
+            ledger.begin_attempt(folder, picture.tile.id)
+        if fresh:
+            yield from _predict(folder, predictor, fresh)
+
+
+def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, float]]) -> Iterator[TileReceipt]:
+    """Predicts and stores tiles whose attempt has begun. One that does not fit the context or the memory is a hole, not the end of the run."""
     began = time.monotonic()
-    prediction = seen if isinstance(seen, TilePrediction) else None
-    if isinstance(seen, TileImage):
-        if (attempt := ledger.begin_attempt(folder, tile.id)) > ledger.MAX_ATTEMPTS:
-            prediction = TilePrediction(tile.id, "failed", reason=f"its worker ended {attempt - 1} times")
-        else:
-            try:
-                prediction = predictor.predict(seen)
-            except (ValueError, RuntimeError) as error:  # a tile that does not fit the context or the memory is a hole, not the end of the run
-                prediction = TilePrediction(tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    assert prediction is not None
+    try:
+        predictions = predictor.predict([picture for picture, _ in pictures])
+    except (ValueError, RuntimeError) as error:
+        if len(pictures) > 1:
+            for one in pictures:
+                yield from _predict(folder, predictor, [one])
+            return
+        predictions = [TilePrediction(pictures[0][0].tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")]
+    each = (time.monotonic() - began) / len(pictures)
+    for prediction, (_, seconds) in zip(predictions, pictures, strict=True):
+        yield _keep(folder, prediction, seconds, each, predictor.backend)
+
+
+def _keep(folder: Folder, prediction: TilePrediction, read_seconds: float, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
+    """Stored before it counts."""
     ledger.store_prediction(folder, prediction)
-    ledger.end_attempts(folder, tile.id)
-    return TileReceipt(tile.id, prediction.state, prediction.reason, read_seconds, time.monotonic() - began)
+    ledger.end_attempts(folder, prediction.tile_id)
+    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, read_seconds, predict_seconds, backend)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:

@@ -1,5 +1,5 @@
 """Where pixels meet places: a tile's picture into the model, its low-resolution mask logits out, quantised as they are stored.
-Knows one tile at a time; nothing of files, grids of tiles or Ray."""
+Knows tiles one by one; nothing of files, grids of tiles or Ray."""
 
 from __future__ import annotations
 
@@ -27,11 +27,26 @@ class Predictor:
             torch.set_num_threads(1)
         return cls(loaded, prompts)
 
-    def predict(self, image: TileImage) -> TilePrediction:
-        """ok where the model finds any of the prompts, empty where it finds none, nodata where no pixel was observed."""
-        if not image.valid.any():
-            return TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
-        answers = self.model.segment([image.rgb], self.prompts)[0]
+    @property
+    def batch_size(self) -> int:
+        """Tiles that the model takes at once."""
+        return self.model.batch_size
+
+    @property
+    def backend(self) -> str:
+        """Device, dtype and attention kernel, as runs name them."""
+        return f"{self.model.device.type} {str(self.model.dtype).removeprefix('torch.')} {self.model.attention}"
+
+    def predict(self, images: Sequence[TileImage]) -> list[TilePrediction]:
+        """Per tile: ok where the model finds any of the prompts, empty where it finds none, nodata where no pixel was observed."""
+        observed = [image.rgb for image in images if image.valid.any()]
+        answers = iter(self.model.segment(observed, self.prompts) if observed else ())
+        return [
+            self._prediction(image, next(answers)) if image.valid.any() else TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
+            for image in images
+        ]
+
+    def _prediction(self, image: TileImage, answers: Sequence[Answer]) -> TilePrediction:
         if not any(len(answer.logits) for answer in answers):
             return TilePrediction(image.tile.id, "empty", valid=image.valid)
         return TilePrediction(image.tile.id, "ok", logits=np.stack([quantise(answer) for answer in answers]), valid=image.valid)

@@ -224,3 +224,5 @@ class TileReceipt:
     reason: str = ""
     read_seconds: float = 0.0
     predict_seconds: float = 0.0
+    backend: str = ""
+    """What computed it: device, dtype and attention kernel; empty where nothing was computed."""

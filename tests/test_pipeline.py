@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,24 @@ import pytest
 import shapely
 import xarray as xr
 
+from geopixel import ledger
 from geopixel.errors import NoScenesError, RunConflictError
-from geopixel.pipeline import MapRequest, Run, Runner, SerialRunner, Summary, load_run, make_plan, map_area, scene_from_json, scene_to_json
+from geopixel.pipeline import (
+    MapRequest,
+    Run,
+    Runner,
+    Seen,
+    SerialRunner,
+    Summary,
+    load_run,
+    make_plan,
+    map_area,
+    predict_tiles,
+    scene_from_json,
+    scene_to_json,
+)
 from geopixel.storage import Folder
+from geopixel.types import HALO, Grid, Tile, TileImage, TilePrediction
 from geopixel.verification import verify
 from tests.conftest import NANO, PROMPTS, assert_equal_maps, demo_request, quiet, rasters
 
@@ -133,3 +149,54 @@ def test_min_area_leaves_out_small_features_only(catalog: Path, serial: Path, tm
     every, large = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
     assert set(large["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
     assert verify(Folder(str(tmp_path / "run"))).holes == []
+
+
+class Recorder:
+    """Notes which tiles it is given together; some it cannot bear."""
+
+    batch_size = 3
+    backend = "test"
+
+    def __init__(self, unbearable: str = "") -> None:
+        self.unbearable, self.groups = unbearable, list[list[str]]()
+
+    def predict(self, images: Sequence[TileImage]) -> list[TilePrediction]:
+        self.groups.append([image.tile.id for image in images])
+        if any(image.tile.id == self.unbearable for image in images):
+            raise RuntimeError("too much")
+        return [TilePrediction(image.tile.id, "empty", valid=image.valid) for image in images]
+
+
+def pictures(count: int) -> list[Seen]:
+    tiles = [Tile(Grid("EPSG:32633", 0.5), 512, column, 0) for column in range(count)]
+    edge = 512 + 2 * HALO
+    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.ones((edge, edge), np.bool_)), 0.1) for tile in tiles]
+
+
+def ids(seen: Sequence[Seen]) -> list[str]:
+    return [one.picture.tile.id for one in seen if isinstance(one.picture, TileImage)]
+
+
+def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path) -> None:
+    folder, seen = Folder(str(tmp_path)), pictures(5)
+    names = ids(seen)
+    predictor = Recorder(unbearable=names[1])
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    assert predictor.groups == [names[:3], [names[0]], [names[1]], [names[2]], names[3:]]
+    assert {name: receipts[name].state for name in names} == dict.fromkeys(names, "empty") | {names[1]: "failed"}
+    assert receipts[names[1]].reason == "RuntimeError: too much"
+    assert folder.list("attempts") == []
+
+
+def test_a_tile_that_was_begun_before_is_tried_alone_and_in_the_end_set_aside(tmp_path: Path) -> None:
+    folder, seen = Folder(str(tmp_path)), pictures(3)
+    names = ids(seen)
+    for times in range(1, ledger.MAX_ATTEMPTS + 1):
+        ledger.begin_attempt(folder, names[0])
+        if times < ledger.MAX_ATTEMPTS:
+            ledger.begin_attempt(folder, names[1])
+    predictor = Recorder()
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    assert predictor.groups == [[names[1]], [names[2]]]
+    assert [receipts[name].state for name in names] == ["failed", "empty", "empty"]
+    assert receipts[names[0]].reason == f"its worker ended {ledger.MAX_ATTEMPTS} times"

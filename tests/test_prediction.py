@@ -26,7 +26,7 @@ def answer(logits: np.ndarray) -> Answer:
 
 def test_a_tile_without_pixels_is_nodata(predictor: Predictor) -> None:
     blank = TileImage(TILE, np.zeros((EDGE, EDGE, 3), np.uint8), np.zeros((EDGE, EDGE), np.bool_))
-    prediction = predictor.predict(blank)
+    prediction = predictor.predict([blank])[0]
     assert (prediction.state, prediction.logits, prediction.valid) == ("nodata", None, None)
     assert prediction.reason
 
@@ -36,7 +36,7 @@ def test_a_tile_gives_equal_logits_each_time(predictor: Predictor) -> None:
 
     rgb = render_scene(1_000_002, size=EDGE, gsd=0.5).rgb
     valid = np.ones((EDGE, EDGE), np.bool_)
-    first, second = (predictor.predict(TileImage(TILE, rgb, valid)) for _ in range(2))
+    first, second = (predictor.predict([TileImage(TILE, rgb, valid)])[0] for _ in range(2))
     assert first.state in ("ok", "empty")
     assert (first.valid == valid).all()  # type: ignore[union-attr]
     if first.logits is not None:
