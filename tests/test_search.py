@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import odc.stac
 import pystac
 import pytest
 import shapely
@@ -392,7 +393,6 @@ def test_a_recorded_answer_of_the_planetary_computer(shared: Path) -> None:
 
 
 def test_awkward_items_group_as_odc_stac_groups_them(shared: Path, tmp_path: Path) -> None:
-    odc = pytest.importorskip("odc.stac")
     paths = [*(shared / "stac" / "odc-stac").glob("*.json"), *(shared / "stac" / "noaa-nashville").glob("2*.json")]
     items = [document for document in (json.loads(path.read_text()) for path in paths) if document.get("type") == "Feature"]
     assert len(items) > 5
@@ -401,6 +401,6 @@ def test_awkward_items_group_as_odc_stac_groups_them(shared: Path, tmp_path: Pat
         folder.mkdir()
         assets = {"visual": {"href": "a.tif", "type": TIFF}}
         (scene,) = find_scenes(write(folder, [{**document, "links": [], "assets": assets, "collection": "aerial"}]), WORLD)
-        parsed = odc.parse_item(pystac.Item.from_dict({**document, "assets": {}}))
+        parsed = odc.stac.parse_item(pystac.Item.from_dict({**document, "assets": {}}))
         midnight = parsed.nominal_datetime.time() == dt.time()  # a date, for us
         assert dt.date.fromisoformat(scene.day) == (parsed.nominal_datetime if midnight else parsed.solar_date).date(), document["id"]
