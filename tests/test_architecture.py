@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "prediction": {"types", "model"},
     **dict.fromkeys(STEPS, BASE),
     "pipeline": BELOW,
+    "conversation": BASE | {"polygonize", "publish", "model"},
     "training": BELOW,
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
@@ -41,8 +42,8 @@ ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 
 ONLY_IN = {"ray": {"distributed"}, "pystac_client": {"search"}, "torch": {"model", "prediction", "training"}}
 """Libraries that are some rooms' own business."""
-TORCH_WHEN_NEEDED = {"pipeline", "distributed", "evaluation"}
-"""Rooms that may import torch inside a function: what reads tiles imports them too, and never needs it."""
+TORCH_WHEN_NEEDED = {"pipeline", "distributed", "evaluation", "conversation"}
+"""Rooms that may import torch inside a function: what reads tiles imports them too, and never needs it; nor does a refusal."""
 
 JOB_LINES = 80
 
