@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import ceil
@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from geopixel.errors import CheckpointError
+
+SAFETENSORS = ("model.safetensors.index.json", "model*.safetensors")
+BIN = ("pytorch_model.bin.index.json", "pytorch_model*.bin")
+"""Index and shards of a checkpoint, as transformers names them: all that is downloaded and read of its weights."""
 
 PROMPT_TOKENS = 40
 """Of a referring question and its answer, about."""
@@ -150,7 +154,9 @@ def crop_grid(width: int, height: int, hd_num: int, crop_size: int) -> tuple[int
 def published_config(values: Mapping[str, Any]) -> GeoPixelConfig:
     """Our configuration from a published config.json, which holds the language model's sizes only: CLIP ViT-L/14 at 560 px and
     SAM 2 Hiera-L are constants of the published code."""
-    scaling = values.get("rope_scaling") or {}
+    scaling = values.get("rope_scaling") or {"type": None}
+    if scaling["type"] not in (None, "dynamic"):
+        raise ValueError(f"rope_scaling must be dynamic or none, got {scaling['type']!r}")
     language = LanguageConfig(
         vocab_size=values["vocab_size"],
         hidden_size=values["hidden_size"],
@@ -160,7 +166,7 @@ def published_config(values: Mapping[str, Any]) -> GeoPixelConfig:
         kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
         rms_norm_eps=values["rms_norm_eps"],
         rope_theta=values["rope_theta"],
-        rope_factor=scaling.get("factor") if scaling.get("type") == "dynamic" else None,
+        rope_factor=scaling["factor"] if scaling["type"] else None,
         max_positions=values["max_position_embeddings"],
     )
     vision = VisionConfig(hidden_size=1024, intermediate_size=4096, layers=24, heads=16)
@@ -173,27 +179,33 @@ def read_config(folder: Path) -> GeoPixelConfig:
     try:
         values = json.loads((folder / "config.json").read_text())
         return GeoPixelConfig.from_dict(values) if "language" in values else published_config(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"no model configuration in {folder}: config.json lacks {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"no model configuration in {folder}: {error}") from error
 
 
-def find_model(name: str, *, files_wanted: Sequence[str] = ("*.json", "*.safetensors", "*.bin", "tokenizer.model")) -> Path:
-    """The folder of a model by its name; of a hub id, the files wanted are downloaded. Raises CheckpointError where there is none."""
+def find_model(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model by its name: nano, a folder, or a hub id, of which configuration, tokenizer and weights are downloaded (without
+    weights, the configuration alone). Raises CheckpointError where there is none."""
     if name == "nano":
         return Path(str(files("geopixel.model") / "weights" / "nano"))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        from huggingface_hub import snapshot_download
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(f"unknown model {name!r}: nano, a folder, or a hub id such as MBZUAI/GeoPixel-7B")
+    from huggingface_hub import snapshot_download
 
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(files_wanted)))
-        except Exception as error:  # the hub raises many kinds, for one fact
-            raise CheckpointError(f"model {name!r} is neither a folder nor a model that the hub gives: {str(error).splitlines()[0]}") from error
-    raise CheckpointError(f"unknown model {name!r}: nano, a folder, or a hub id such as MBZUAI/GeoPixel-7B")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", "tokenizer.model", *SAFETENSORS] if weights else ["config.json"]))
+        if weights and not any(folder.glob("*.safetensors")):  # many repositories hold both formats: the second only for want of the first
+            snapshot_download(name, allow_patterns=[*BIN])
+    except Exception as error:  # the hub raises many kinds, for one fact
+        raise CheckpointError(f"model {name!r} is neither a folder nor a model that the hub gives: {str(error).partition(chr(10))[0]}") from error
+    return folder
 
 
 def read_model_config(name: str) -> GeoPixelConfig:
     """The sizes of a model, without its weights. Raises CheckpointError where there is no such model."""
-    return read_config(find_model(name, files_wanted=["config.json"]))
+    return read_config(find_model(name, weights=False))

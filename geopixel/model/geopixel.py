@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geopixel.model import attention as kernels
 from geopixel.model import checkpoint, generation, processor
-from geopixel.model.config import crop_grid, find_model, read_config
+from geopixel.model.config import crop_grid, find_model
 from geopixel.model.grounding import upsample
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
@@ -22,8 +22,6 @@ from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SEGMENT_PROMPT = "Could you provide a segmentation mask for {} in this image?"
 """The paper's referring prompt (arXiv:2501.13925)."""
@@ -81,18 +79,16 @@ class GeoPixel:
     def from_pretrained(cls, name: str, *, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> GeoPixel:
         """The model called name: "nano" (bundled), a folder, or a hub id such as "MBZUAI/GeoPixel-7B".
 
-        device "auto": CUDA where it is there, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU; or float32, bfloat16,
-        float16. attention: "auto" or one of attention.KERNELS; which it came to is in the attribute of that name.
+        device "auto": CUDA where it is there, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU; or one of checkpoint.DTYPES.
+        attention: "auto" or one of attention.KERNELS; which it came to is in the attribute of that name.
         Raises CheckpointError where there is no such model or it does not fit, ValueError for what dtype and attention cannot be.
         """
         folder = find_model(name)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype must be one of {['auto', *DTYPES]}, got {dtype!r}")
-        kind = DTYPES[("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype]
+        kind = checkpoint.parse_dtype(("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype)
         kernel = kernels.choose(attention, place, kind)
-        config = read_config(folder)
-        return cls(checkpoint.load_network(folder, config, kind, place), checkpoint.read_tokenizer(folder), name, kernel)
+        network, tokenizer = checkpoint.load_model(folder, kind, place)
+        return cls(network, tokenizer, name, kernel)
 
     def ask(
         self,
@@ -193,9 +189,9 @@ class GeoPixel:
                     f"image, prompt and answer must fit {self.config.max_length} tokens, got {length} "
                     f"for {rows} x {columns} crops, a prompt of {longest} and an answer of {max_new_tokens}"
                 )
-        crops = [processor.clip_crops(image, self.config.hd_num, self.config.vision.crop_size)[0] for image in images]
+        crops = [processor.clip_crops(image, self.config.hd_num, self.config.vision.crop_size, self.device)[0] for image in images]
         start = self.network.language.tok_embeddings.weight[self.tokenizer.bos]
-        prefixes = [torch.cat([start[None], tokens]) for tokens in self.network.vision(torch.cat(crops).to(self.device, self.dtype), grids)]
+        prefixes = [torch.cat([start[None], tokens]) for tokens in self.network.vision(torch.cat(crops).to(self.dtype), grids)]
         return prefixes, [torch.arange(len(prefix), device=self.device) > 0 for prefix in prefixes]
 
     def _answer(
@@ -218,8 +214,8 @@ class GeoPixel:
         counts = [sum(len(answer.states) for answer in row) for row in answers]
         if len(states):
             seen = [image for image, count in zip(images, counts, strict=True) if count]
-            pixels = torch.stack([processor.sam_pixels(image, self.config.grounding.image_size) for image in seen])
-            features = self.network.grounding.encode(pixels.to(self.device, self.dtype))
+            pixels = torch.stack([processor.sam_pixels(image, self.config.grounding.image_size, self.device) for image in seen])
+            features = self.network.grounding.encode(pixels.to(self.dtype))
             owner = torch.arange(len(seen), device=self.device).repeat_interleave(torch.tensor([count for count in counts if count], device=self.device))
             masks = self.network.grounding.decode(features.take(owner), self.network.mask_prompts(states)[:, None])
             logits, scores, object_scores = (x.float().cpu().numpy() for x in (masks.logits, masks.scores, masks.object_scores))

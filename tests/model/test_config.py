@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
+from shutil import copy
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from geopixel.model.config import PROMPT_TOKENS, GeoPixelConfig, crop_grid, published_config
+from geopixel.errors import CheckpointError
+from geopixel.model.config import PROMPT_TOKENS, GeoPixelConfig, crop_grid, find_model, published_config, read_config, read_model_config
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.vision import VisionTokens
 
@@ -119,3 +123,68 @@ def test_flops_are_those_of_the_published_network(one_layer: GeoPixelNetwork, hd
         one_layer.language.layers[0](torch.zeros(1, asked, language.hidden_size), rotary, None, None, None)
         layer = counter.get_total_flops() - outside
     assert config.flops(700, 700, prompts) == pytest.approx(outside + language.layers * layer, rel=0.2)
+
+
+REPOSITORY = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "modeling_geopixel.py",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "adapter_model.safetensors",
+    "training_args.bin",
+    "optimizer.bin",
+)
+SAFETENSORS = ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+BIN = ("pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+
+
+@pytest.mark.parametrize(
+    ("held", "fetched"),
+    [((*SAFETENSORS, *BIN), SAFETENSORS), (BIN, BIN), (("model.safetensors",), ("model.safetensors",)), (("pytorch_model.bin",), ("pytorch_model.bin",))],
+    ids=["both formats", "bin", "one file", "one bin"],
+)
+def test_what_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: tuple[str, ...], fetched: tuple[str, ...]) -> None:
+    """Configuration, tokenizer and one format of the weights; for the sizes alone, the configuration."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    hub.mkdir()
+    cache.mkdir()
+    for name in (*REPOSITORY, *held):
+        (hub / name).write_text(json.dumps(PUBLISHED))
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "somebody/something"
+        for path in hub.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert read_model_config("somebody/something") == published_config(PUBLISHED)
+    assert [path.name for path in cache.iterdir()] == ["config.json"]
+    assert find_model("somebody/something") == cache
+    assert {path.name for path in cache.iterdir()} == {"config.json", "tokenizer.model", *fetched}
+
+
+def test_a_hub_that_fails_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        raise OSError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="'somebody/something' is neither"):
+        find_model("somebody/something")
+
+
+def test_a_configuration_that_lacks_a_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in PUBLISHED.items() if key != "rms_norm_eps"}))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: config.json lacks 'rms_norm_eps'"):
+        read_config(tmp_path)
+
+
+def test_a_rotary_scaling_that_is_not_ours_is_refused() -> None:
+    """Computed without it every answer would be wrong, and nothing would say so."""
+    assert published_config(PUBLISHED | {"rope_scaling": None}).language.rope_factor is None
+    assert published_config(PUBLISHED).language.rope_factor == 2.0
+    with pytest.raises(ValueError, match="dynamic or none, got 'linear'"):
+        published_config(PUBLISHED | {"rope_scaling": {"type": "linear", "factor": 2.0}})
