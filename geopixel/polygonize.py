@@ -63,10 +63,8 @@ def merge(parts: pa.Table) -> pa.Table:
     Blocks of any size, which do not overlap; in any order and grouping: stitch(merge(a + b) + c) is stitch(a + merge(b + c)). What has touched
     the edge of its block goes on counting as such. Raises ValueError where parts overlap.
     """
-    parts = parts.combine_chunks()  # a column of hundreds of chunks is slow to filter
-    pieces = parts.filter(parts["touches_edge"])
-    together = [_join(prompt, pieces.filter(pc.equal(pieces["prompt"], prompt))) for prompt in pc.unique(pieces["prompt"]).to_pylist()]
-    return pa.concat_tables([parts.filter(pc.invert(parts["touches_edge"])), *together])
+    objects, rows = _put_together(parts)
+    return objects.take(pa.array(rows))
 
 
 def stitch(parts: pa.Table) -> pa.Table:
@@ -74,10 +72,10 @@ def stitch(parts: pa.Table) -> pa.Table:
 
     What comes out equals a trace of the whole raster in one piece, vertex for vertex. Raises ValueError where parts overlap.
     """
-    objects = merge(parts)
-    objects = objects.set_column(PARTS.get_field_index("touches_edge"), PARTS.field("touches_edge"), pa.array(np.zeros(len(objects), bool)))
-    order = np.lexsort([objects[name].to_numpy() for name in ("column", "row", "prompt")])
-    return objects.take(pa.array(order))
+    objects, rows = _put_together(parts)
+    order = np.lexsort([objects[name].to_numpy()[rows] for name in ("column", "row", "prompt")])
+    objects = objects.take(pa.array(rows[order]))
+    return objects.set_column(PARTS.get_field_index("touches_edge"), PARTS.field("touches_edge"), pa.array(np.zeros(len(objects), bool)))
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -100,6 +98,15 @@ def _trace(mask: np.ndarray, confidence: np.ndarray, prompt: int, left: int, top
     pixels, confidence_sum, touches_edge = _measure(sides, first, owner, len(starts), confidence)
     columns = {"row": row, "column": column, "pixels": pixels, "confidence_sum": confidence_sum, "touches_edge": touches_edge}
     return _table(prompt, columns, _write(sides, first, owner, len(starts), left, top))
+
+
+def _put_together(parts: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The parts followed by the objects that the open ones make, and the rows to keep: those objects, and the parts that touch no edge."""
+    parts = parts.combine_chunks()  # a column of hundreds of chunks is slow to filter
+    pieces = parts.filter(parts["touches_edge"])
+    objects = [_join(prompt, pieces.filter(pc.equal(pieces["prompt"], prompt))) for prompt in pc.unique(pieces["prompt"]).to_pylist()]
+    every = pa.concat_tables([parts, *objects])
+    return every, np.concatenate((np.flatnonzero(~parts["touches_edge"].to_numpy()), np.arange(len(parts), len(every))))
 
 
 def _join(prompt: int, pieces: pa.Table) -> pa.Table:
@@ -306,7 +313,7 @@ def _write(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, 
             if start & 1 == 0:
                 _copy(point_bytes, 0, content, at, _POINT)
                 at += _POINT
-            side = np.int64(start)
+            side = start
             y = row + (start & 1)
             while following[side] >= 0:
                 y += 1 - 2 * (side & 1)
@@ -318,7 +325,7 @@ def _write(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, 
                     point[0] = left + sides[after]
                     _copy(point_bytes, 0, content, at + _POINT, _POINT)
                     at += 2 * _POINT
-                side = np.int64(after)
+                side = after
             if start & 1:
                 point[0], point[1] = left + sides[start], top + row
                 _copy(point_bytes, 0, content, at, _POINT)
