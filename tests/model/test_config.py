@@ -119,3 +119,11 @@ def test_flops_are_those_of_the_published_network(one_layer: GeoPixelNetwork, hd
         one_layer.language.layers[0](torch.zeros(1, asked, language.hidden_size), rotary, None, None, None)
         layer = counter.get_total_flops() - outside
     assert config.flops(700, 700, prompts) == pytest.approx(outside + language.layers * layer, rel=0.2)
+
+
+@pytest.mark.parametrize(("edge", "tokens"), [(1, 4081), (2239, 4081), (2240, 6901), (2800, 10521), (3360, 14941), (3919, 14941)])
+def test_the_published_model_takes_images_up_to_3919_pixels(edge: int, tokens: int) -> None:
+    config = published_config(PUBLISHED)
+    assert config.image_tokens(*crop_grid(edge, edge, config.hd_num, config.vision.crop_size)) == tokens
+    assert config.fits(edge, edge)
+    assert not config.fits(3920, 3920)
