@@ -44,7 +44,7 @@ class Assignment:
             yield self.tiles[self.first_tile[i] : self.first_tile[i + 1]], self.footprint[self.first_footprint[i] : self.first_footprint[i + 1]]
 
 
-def assign_footprints(tiles: Tiles, footprints: Sequence[Geometry]) -> Assignment:
+def assign_footprints(tiles: Tiles, footprints: Sequence[Geometry] | np.ndarray) -> Assignment:
     """Assigns to every square with tiles the footprints (EPSG:4326) that are as near to it, halo included, as SAG of their own diagonal.
 
     Squares are as large as the largest tile, or larger by a power of two (see MAX_PAIRS). Tiles that follow each other in one square are

@@ -273,7 +273,8 @@ for _ in TILE_SIZES[1:]:
 
 def _cut(shape: Geometry, supers: np.ndarray, inside: np.ndarray, best: int, ground: _Ground | None) -> tuple[np.ndarray, ...]:
     """Columns size, column, row, decided of the tiles of these super-tiles, in the order of the super-tiles and along the curve in each."""
-    place = np.arange(len(supers), dtype=np.int32)  # along the curve; the children of the square at place p are at 4 p to 4 p + 3
+    inside = inside.copy()
+    place: np.ndarray = np.arange(len(supers), dtype=np.int32)  # along the curve; the children of the square at place p are at 4 p to 4 p + 3
     leaves = []
     for level, size in enumerate(reversed(TILE_SIZES)):
         whole = np.full(len(place), size <= best)

@@ -59,6 +59,15 @@ def test_every_square_gets_the_footprints_near_it(values: set[tuple[int, int, in
     assert found == by_hand(tiles, shapes, EDGE)
 
 
+@pytest.mark.parametrize(("gap", "assigned"), [(HALO - 1, [0, 1, 2, 3]), (HALO + 4, [])])
+def test_footprints_count_that_only_the_halo_reaches(gap: int, assigned: list[int]) -> None:
+    """Their margin is 1.4 pixels."""
+    beyond = [(-gap - 100, 500), (EDGE + gap, 500), (500, -gap - 100), (500, EDGE + gap)]
+    shapes = [footprint(PLACE[0] + x, PLACE[1] + y, 100, 100, 0) for x, y in beyond]
+    neighbours = [tile(4096, 0, 0), *(tile(4096, x, y) for x, y in ((-9, -9), (9, 9)))]  # what lies among the squares is theirs alone to lose
+    assert [indices.tolist() for _, indices in assign_footprints(Tiles.of(neighbours), shapes)] == [assigned, [], []]
+
+
 def test_a_plans_squares_come_once_and_hold_their_tiles() -> None:
     tiles = Tiles.of([tile(2048, 2 * x + dx, dy) for x in range(3) for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1))])
     assigned = assign_footprints(tiles, [footprint(*PLACE, 100, 100, 0)])
