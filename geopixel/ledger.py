@@ -13,11 +13,12 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 
 from geopixel.storage import Folder
-from geopixel.types import STATES, Grid, State, Tile, TilePrediction
+from geopixel.types import DECISIONS, STATES, UNDECIDED, Grid, State, Tile, TilePrediction, Tiles
 
 PLAN = "plan.parquet"
 COVERAGE = "coverage.parquet"
@@ -44,20 +45,24 @@ def store_plan(folder: Folder, tiles: Sequence[Tile]) -> None:
     """Writes the tiles, in their order, as GeoParquet: tile_id, size, column, row, decided (null: to be looked at), crs, resolution
     and the core's polygon in the CRS of the grid. Raises ValueError unless all tiles are of one grid."""
     table = _table(tiles)
-    table["column"] = [tile.column for tile in tiles]
-    table["row"] = [tile.row for tile in tiles]
-    table["decided"] = pd.array([tile.decided for tile in tiles], dtype="string")
-    table["crs"] = tiles[0].grid.crs
-    table["resolution"] = tiles[0].grid.resolution
+    plan = Tiles.of(tiles)
+    table["column"], table["row"] = plan.column.astype(np.int64), plan.row.astype(np.int64)
+    table["decided"] = pd.Series(plan.decided).map(DECISIONS).astype("string")
+    table["crs"] = plan.grid.crs
+    table["resolution"] = plan.grid.resolution
     _put_table(folder, PLAN, table)
 
 
-def load_plan(folder: Folder) -> list[Tile]:
+def load_plan(folder: Folder) -> Tiles:
     """The tiles that were stored, in their order. Raises FileNotFoundError where there is no plan."""
-    names = ["crs", "resolution", "size", "column", "row", "decided"]
-    columns = pq.read_table(BytesIO(folder.get(PLAN)), columns=names).to_pydict()
-    grid = Grid(columns["crs"][0], columns["resolution"][0])
-    return [Tile(grid, *row) for row in zip(*(columns[name] for name in names[2:]), strict=True)]
+    table = pq.read_table(BytesIO(folder.get(PLAN)), columns=["crs", "resolution", "size", "column", "row", "decided"])
+    grid = Grid(table["crs"][0].as_py(), table["resolution"][0].as_py())
+    size, column, row = (table[name].to_numpy() for name in ("size", "column", "row"))
+    decided = np.full(len(table), UNDECIDED, np.uint8)
+    for code, state in DECISIONS.items():
+        if state is not None:
+            decided[pc.equal(table["decided"], state).fill_null(False).to_numpy()] = code
+    return Tiles(grid, size.astype(np.int16), column.astype(np.int32), row.astype(np.int32), decided)
 
 
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
@@ -161,14 +166,10 @@ def _path(tile_id: str, state: State) -> str:
 
 def _table(tiles: Sequence[Tile]) -> gpd.GeoDataFrame:
     """tile_id, size and core polygon of tiles of one grid."""
-    grids = {tile.grid for tile in tiles}
-    if len(grids) != 1:
-        raise ValueError(f"tiles must be of one grid, got {len(tiles)} tiles of {len(grids)} grids")
-    grid = grids.pop()
-    sizes, left, top = np.array([(tile.size, tile.left, tile.top) for tile in tiles]).T
-    r = grid.resolution
+    plan = Tiles.of(tiles)
+    r, left, top, sizes = plan.grid.resolution, plan.left, plan.top, plan.size.astype(np.int64)
     cores = shapely.box(left * r, -(top + sizes) * r, (left + sizes) * r, -top * r)
-    return gpd.GeoDataFrame({"tile_id": [tile.id for tile in tiles], "size": sizes}, geometry=cores, crs=grid.crs)
+    return gpd.GeoDataFrame({"tile_id": [tile.id for tile in plan], "size": sizes}, geometry=cores, crs=plan.grid.crs)
 
 
 def _put_table(folder: Folder, path: str, table: gpd.GeoDataFrame) -> None:

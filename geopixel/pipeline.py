@@ -25,7 +25,7 @@ from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt
+from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -82,7 +82,7 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Plan:
     run: Run
-    tiles: list[Tile]
+    tiles: Tiles
     cost: PlanCost
 
 
@@ -252,6 +252,7 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         survey,
         smallest_object=smallest_object(request.prompts),
         ground_sample_distance=_ground_sample_distance(run),
+        costs=tile_flops(config, len(request.prompts)),
         mask_size=config.grounding.mask_size,
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
     )
@@ -349,11 +350,17 @@ def _ground_sample_distance(run: Run) -> float:
     return ground_sample_distance(run.grid, shapely.GeometryCollection(footprints))
 
 
-def _cost(run: Run, tiles: Sequence[Tile], config: GeoPixelConfig, device: str) -> PlanCost:
+def tile_flops(config: GeoPixelConfig, prompts: int) -> dict[int, float]:
+    """Floating-point operations for a tile, by size; sizes that do not fit the model's context are left out."""
+    edges = {size: size + 2 * HALO for size in TILE_SIZES}
+    return {size: config.flops(edge, edge, prompts) for size, edge in edges.items() if config.fits(edge, edge)}
+
+
+def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, device: str) -> PlanCost:
     prompts = len(run.request.prompts)
-    read = [tile.size for tile in tiles if tile.decided is None]
-    flops = {size: config.flops(size + 2 * HALO, size + 2 * HALO, prompts) for size in TILE_SIZES}
-    mean = float(np.mean([flops[size] for size in read])) if read else 0.0
+    flops = tile_flops(config, prompts)
+    sizes, counts = np.unique(tiles.size[tiles.to_read], return_counts=True)
+    mean = float(np.average([flops[size] for size in sizes.tolist()], weights=counts)) if len(sizes) else 0.0
     return estimate_cost(
         tiles,
         prompts,

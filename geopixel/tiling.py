@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,17 +17,20 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 from shapely import Geometry
 
-from geopixel.types import HALO, TILE_SIZES, Grid, Scene, Source, State, Tile
+from geopixel.types import DECISIONS, HALO, STATUS_CODES, TILE_SIZES, UNDECIDED, Grid, Scene, Source, State, Tile, Tiles
 
 CELL_SIZE = TILE_SIZES[0]
 """Pixels along an edge of a survey cell: the smallest tile."""
 SUPER_SIZE = TILE_SIZES[-1]
-"""Pixels along an edge of a super-tile: the root of each quadtree."""
-MASK_CELLS = 3
+"""Pixels along an edge of a super-tile, the root of each quadtree: the largest tile."""
+SUPERS_AT_ONCE = 4096
+"""Super-tiles that are planned together: bounds the memory, whatever the area."""
+MASK_CELLS = 4
 """Cells of the low-resolution mask that the smallest object must span: below this its outline is a guess."""
-DETAIL_SPLIT = 0.06
-"""Mean gradient magnitude of luminance (0..1, per pixel of the 1/16 look) above which a super-tile is split once more.
-Measured on 0.07-0.15 m drone imagery: open land and scattered houses 0.02-0.06, a dense town 0.06-0.10."""
+DETAIL_BUDGET = 0.96
+"""Detail that a tile may show: the mean gradient magnitude of luminance (0..1, per pixel of the 1/16 look) of a cell, summed over its
+cells. A sum, because the model looks at every tile with about as many tokens, whatever its size. Measured on 0.07-0.15 m drone
+imagery, mean gradients are 0.02-0.06 on open land and among scattered houses, 0.06-0.10 in a dense town: the budget is 2048 pixels at 0.06."""
 MAX_EDGE_DEGREES = 0.01
 """Longest edge of an area when it is reprojected, about 1 km: a straight edge then bends less than 0.1 m up to latitude 60."""
 
@@ -148,7 +151,7 @@ def _round(value: float, digits: int = 6) -> float:
 def survey_cells(area: Geometry, grid: Grid) -> tuple[int, int, int, int]:
     """Half-open range (column0, row0, column1, row1) of cells of CELL_SIZE pixels, counted from the CRS origin, that holds every
     super-tile whose core and halo the area (EPSG:4326) touches. Aligned to super-tiles. Errors as plan_tiles."""
-    supers = _touched_supers(_to_pixels(area, grid))
+    supers, _ = _touched_supers(_to_pixels(area, grid))
     ratio = SUPER_SIZE // CELL_SIZE
     (column0, row0), (column1, row1) = (supers.min(axis=0) * ratio).tolist(), ((supers.max(axis=0) + 1) * ratio).tolist()
     return column0, row0, column1, row1
@@ -157,51 +160,56 @@ def survey_cells(area: Geometry, grid: Grid) -> tuple[int, int, int, int]:
 def plan_tiles(
     area: Geometry,
     grid: Grid,
-    survey: xr.Dataset,
+    survey: xr.Dataset | None,
     *,
     smallest_object: float,
     ground_sample_distance: float,
+    costs: Mapping[int, float],
     mask_size: int = 256,
     max_cloud: float | None = None,
-) -> list[Tile]:
-    """Tiles whose cores cover, once, every super-tile whose core and halo the area touches, along a Morton curve.
+) -> Tiles:
+    """Tiles whose cores cover, once, every super-tile whose core and halo the area touches, along a Morton curve that hangs on the CRS origin.
 
     area: polygon(s) in EPSG:4326. survey: float32 variables valid, cloud and detail with dims (y, x) and consecutive int
     coordinates, the row and column of a cell of CELL_SIZE pixels; valid is the observed share of the cell (0..1), cloud the
-    cloudy share of what was observed, detail the mean gradient (see DETAIL_SPLIT); the last two count by valid, and not where they are NaN.
-    smallest_object: metres. ground_sample_distance: metres per pixel. mask_size: cells along an edge of the model's
-    low-resolution mask. max_cloud: largest share (0..1) of cloud still looked at; None: any.
+    cloudy share of what was observed, detail the mean gradient (see DETAIL_BUDGET); the last two count by valid, and not where they are NaN.
+    None: nobody looked, all ground counts as seen, plain and clear. smallest_object: metres. ground_sample_distance: metres per pixel.
+    costs: what the model takes for a tile of a size, in any unit; a size that is not named does not fit the model and is never read.
+    mask_size: cells along an edge of the model's low-resolution mask. max_cloud: largest share (0..1) of cloud still looked at; None: any.
 
-    A tile is `outside` if the area does not touch its core and halo; these are left as large as possible. All others are as
-    large as the smallest object allows, a level smaller where the super-tile is rich in detail. Of those, one without any
-    observed pixel in its core is `nodata` (it would answer for nothing; the cells around say little of a 64-pixel halo, and
-    neighbours that look into this core read their own halo), one with too much cloud there is `cloud`.
-    Raises ValueError for an empty area, one that the CRS cannot hold, a share out of 0..1, or a survey that misses cells.
+    A tile that is read is the largest that best_size allows and whose detail stays within DETAIL_BUDGET. The others are as large as
+    what is said of them is true: `outside`, the area does not touch core and halo; `nodata`, no pixel of the core was observed (it
+    would answer for nothing; the cells around say little of a 64-pixel halo, and neighbours that look into this core read their own
+    halo); `cloud`, there is too much of it in every observed cell of the core, or over the whole of a tile that else were read.
+    Raises ValueError for an empty area, one that the CRS cannot hold, a share out of 0..1, a survey that misses cells, or costs without the smallest size.
     """
     if max_cloud is not None and not 0 <= max_cloud <= 1:
         raise ValueError(f"max_cloud is a share from 0 to 1, got {max_cloud}")
     shape = _to_pixels(area, grid)
-    cells = _Cells(survey)
-    nodes = _touched_supers(shape)
-    base = _base_size(smallest_object, ground_sample_distance, mask_size)
-    target = np.where(cells.mean("detail", nodes, SUPER_SIZE) > DETAIL_SPLIT, max(base // 2, CELL_SIZE), base)
-    leaves: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for size in reversed(TILE_SIZES):
-        touching = _touching(shape, nodes, size)
-        whole = touching & (target == size)
-        leaves.append((size, nodes[~touching], np.full((~touching).sum(), "outside", object)))
-        leaves.append((size, nodes[whole], _decide(cells, nodes[whole], size, max_cloud)))
-        parted = touching & (target < size)
-        nodes, target = _children(nodes[parted]), np.repeat(target[parted], 4)
-    return _tiles(grid, leaves)
+    cells = None if survey is None else _Cells(survey)
+    best = best_size(smallest_object, ground_sample_distance, mask_size, costs)
+    supers, inside = _touched_supers(shape)
+    parts = []
+    for first in range(0, len(supers), SUPERS_AT_ONCE):
+        some = np.s_[first : first + SUPERS_AT_ONCE]
+        ground = None if cells is None else _Ground(cells, supers[some], max_cloud)
+        parts.append(_cut(shape, supers[some], inside[some], best, ground))
+    size, column, row, decided = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Tiles(grid, size, column, row, decided)
 
 
-def _base_size(smallest_object: float, ground_sample_distance: float, mask_size: int) -> int:
-    """The largest tile in whose mask the smallest object spans MASK_CELLS cells; the smallest tile where none does."""
+def best_size(smallest_object: float, ground_sample_distance: float, mask_size: int, costs: Mapping[int, float]) -> int:
+    """The largest tile in whose mask the smallest object spans MASK_CELLS cells and that costs no more than its four quarters; the smallest
+    where the object spans them in none. Units as plan_tiles. ValueError for a value that is not positive, or costs without the smallest."""
     if not (smallest_object > 0 and ground_sample_distance > 0 and mask_size > 0):
         raise ValueError(f"object size, pixel size and mask size must be positive, got {smallest_object}, {ground_sample_distance}, {mask_size}")
-    fitting = [size for size in TILE_SIZES if smallest_object >= MASK_CELLS * (size + 2 * HALO) * ground_sample_distance / mask_size]
-    return max(fitting, default=CELL_SIZE)
+    if CELL_SIZE not in costs or not costs.keys() <= set(TILE_SIZES):
+        raise ValueError(f"the model must take tiles of {CELL_SIZE} pixels, and of no others than {TILE_SIZES}, got {list(costs)}")
+    fitting = [size for size in costs if smallest_object >= MASK_CELLS * (size + 2 * HALO) * ground_sample_distance / mask_size]
+    size = max(fitting, default=CELL_SIZE)
+    while size // 2 in costs and 4 * costs[size // 2] < costs[size]:
+        size //= 2
+    return size
 
 
 def project_area(area: Geometry, crs: str) -> Geometry:
@@ -222,34 +230,79 @@ def _to_pixels(area: Geometry, grid: Grid) -> Geometry:
     return shape
 
 
-def _touching(shape: Geometry, nodes: np.ndarray, size: int) -> np.ndarray:
-    """(n,) bool: the shape touches core and halo of the squares of this size, (n, 2) column and row."""
-    low, high = nodes * size - HALO, (nodes + 1) * size + HALO
-    return np.asarray(shapely.intersects(shape, shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1])), dtype=np.bool_)
+# Squares of one size are an (n, 2) int32 array, column and row in squares from the CRS origin, along a Morton curve: children take the
+# place of their parent, so the order never needs sorting. Next to it, (n,) bool: is the square with its halo known to lie inside
+# the shape? Then so do all below it, and the shape is asked no more: only squares on its outline cost anything.
 
 
-def _children(nodes: np.ndarray) -> np.ndarray:
-    return (nodes[:, None] * 2 + np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(-1, 2)
+def _boxes(squares: np.ndarray, size: int) -> np.ndarray:
+    """(n,) geometries: core and halo of the squares."""
+    low = squares * float(size) - HALO
+    high = low + (size + 2 * HALO)
+    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
 
 
-def _touched_supers(shape: Geometry) -> np.ndarray:
-    """(n, 2) int64 column and row of all super-tiles whose core and halo the shape touches, found by descent from squares as large as it."""
-    low, high = np.reshape(shape.bounds, (2, 2))
+def _children(squares: np.ndarray) -> np.ndarray:
+    return (squares[:, None] * 2 + np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.int32)).reshape(-1, 2)
+
+
+def _touched_supers(shape: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """All super-tiles whose core and halo the shape touches, by descent from the four squares that meet at the CRS origin and hold the shape."""
     size = SUPER_SIZE
-    while (high - low).max() > size:
+    while size < np.abs(shape.bounds).max() + HALO:
         size *= 2
-    first, last = np.ceil((low - HALO) / size).astype(np.int64) - 1, np.floor((high + HALO) / size).astype(np.int64)
-    nodes = np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True))), axis=-1).reshape(-1, 2)
-    nodes = nodes[_touching(shape, nodes, size)]
-    while size > SUPER_SIZE:
+    squares, inside = np.array([[-1, -1], [0, -1], [-1, 0], [0, 0]], np.int32), np.zeros(4, np.bool_)
+    while True:
+        edge = np.flatnonzero(~inside)
+        boxes = _boxes(squares[edge], size)
+        touching = np.ones(len(squares), np.bool_)
+        touching[edge] = shapely.intersects(shape, boxes)
+        inside[edge] = shapely.contains_properly(shape, boxes)
+        squares, inside = squares[touching], inside[touching]
+        if size == SUPER_SIZE:
+            return squares, inside
+        squares, inside = _children(squares), np.repeat(inside, 4)
         size //= 2
-        nodes = _children(nodes)
-        nodes = nodes[_touching(shape, nodes, size)]
-    return nodes
+
+
+BELOW = [np.zeros((1, 2), np.int32)]
+"""Of the squares in a super-tile, (4 ** level, 2) column and row along the curve, by level: 0 is the super-tile, each level halves the edge."""
+for _ in TILE_SIZES[1:]:
+    BELOW.append(_children(BELOW[-1]))
+
+
+def _cut(shape: Geometry, supers: np.ndarray, inside: np.ndarray, best: int, ground: _Ground | None) -> tuple[np.ndarray, ...]:
+    """Columns size, column, row, decided of the tiles of these super-tiles, in the order of the super-tiles and along the curve in each."""
+    inside = inside.copy()
+    place: np.ndarray = np.arange(len(supers), dtype=np.int32)  # along the curve; the children of the square at place p are at 4 p to 4 p + 3
+    leaves = []
+    for level, size in enumerate(reversed(TILE_SIZES)):
+        whole = np.full(len(place), size <= best)
+        decided = np.full(len(place), UNDECIDED, np.uint8)
+        if ground is not None:
+            whole &= (size == CELL_SIZE) | (ground.detail[level][place] <= DETAIL_BUDGET)
+            decided = ground.decide(level, place, whole)
+        edge = np.flatnonzero(~inside)
+        boxes = _boxes(_squares(supers, place[edge], level), size)
+        decided[edge[~shapely.intersects(shape, boxes)]] = STATUS_CODES["outside"]
+        whole |= decided != UNDECIDED
+        leaves.append((place[whole] << 2 * (len(TILE_SIZES) - 1 - level), *_squares(supers, place[whole], level).T, decided[whole]))
+        parted = ~whole[edge]
+        inside[edge[parted]] = shapely.contains_properly(shape, boxes[parted])
+        inside, place = np.repeat(inside[~whole], 4), (place[~whole, None] * 4 + np.arange(4, dtype=np.int32)).ravel()
+    sizes = np.repeat(np.array(TILE_SIZES[::-1], np.int16), [len(first_cell) for first_cell, *_ in leaves])
+    first_cell, *columns = (np.concatenate(parts) for parts in zip(*leaves, strict=True))
+    order = np.argsort(first_cell, kind="stable")  # merges runs that are in order already
+    return tuple(values[order] for values in (sizes, *columns))
+
+
+def _squares(supers: np.ndarray, place: np.ndarray, level: int) -> np.ndarray:
+    """(n, 2) the squares at these places."""
+    return (supers.take(place >> 2 * level, axis=0) << level) + BELOW[level].take(place & 4**level - 1, axis=0)
 
 
 class _Cells:
-    """The survey, asked for squares of tiles."""
+    """The survey, asked for cells."""
 
     def __init__(self, survey: xr.Dataset) -> None:
         self.survey = survey.transpose("y", "x").compute()
@@ -257,53 +310,53 @@ class _Cells:
             if (np.diff(self.survey[name]) != 1).any():
                 raise ValueError(f"the survey's cells must be consecutive along {name}, got {self.survey[name].values}")
         self.origin = np.array([self.survey.x[0], self.survey.y[0]], np.int64)
-        self.valid = self.survey["valid"].to_numpy()
-        if not ((self.valid >= 0) & (self.valid <= 1)).all():
-            raise ValueError(f"the survey's valid share must be 0 to 1, got {self.valid.min()} to {self.valid.max()}")
+        valid = self.survey["valid"].to_numpy()
+        if not ((valid >= 0) & (valid <= 1)).all():
+            raise ValueError(f"the survey's valid share must be 0 to 1, got {valid.min()} to {valid.max()}")
 
-    def mean(self, name: str, nodes: np.ndarray, size: int) -> np.ndarray:
-        """(n,) float64 mean of a variable over the observed ground of the squares; 0 where it is not known."""
-        values = self._of(self.survey[name].to_numpy(), nodes, size)
-        weight = np.where(np.isnan(values), 0, self._of(self.valid, nodes, size))
-        return (np.nan_to_num(values) * weight).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), np.finfo(np.float32).tiny)
-
-    def observed(self, nodes: np.ndarray, size: int) -> np.ndarray:
-        """(n,) bool: any pixel of the square was observed."""
-        return self._of(self.valid, nodes, size).max(axis=(1, 2), initial=0) > 0
-
-    def _of(self, values: np.ndarray, nodes: np.ndarray, size: int) -> np.ndarray:
-        """(n, k, k) float64 values of the cells in squares of this size."""
-        steps = np.arange(size // CELL_SIZE)
-        columns, rows = (nodes[:, axis, None] * len(steps) - self.origin[axis] + steps for axis in (0, 1))
-        if min(columns.min(initial=0), rows.min(initial=0)) < 0 or columns.max(initial=0) >= values.shape[1] or rows.max(initial=0) >= values.shape[0]:
+    def of(self, name: str, cells: np.ndarray) -> np.ndarray:
+        """(n,) float64 values of a variable at (n, 2) column and row of cells."""
+        values = self.survey[name].to_numpy()
+        columns, rows = (cells - self.origin).T
+        if min(columns.min(), rows.min()) < 0 or columns.max() >= values.shape[1] or rows.max() >= values.shape[0]:
             raise ValueError(f"the survey must hold all of survey_cells(area, grid), got {values.shape} cells from {self.origin.tolist()}")
-        return values[rows[:, :, None], columns[:, None, :]].astype(np.float64)
+        return values[rows, columns].astype(np.float64)
 
 
-def _decide(cells: _Cells, nodes: np.ndarray, size: int, max_cloud: float | None) -> np.ndarray:
-    """(n,) object: the state that the survey decides, or None."""
-    decided = np.full(len(nodes), None, object)
-    if max_cloud is not None:
-        decided[cells.mean("cloud", nodes, size) > max_cloud] = "cloud"
-    decided[~cells.observed(nodes, size)] = "nodata"
-    return decided
+class _Ground:
+    """What the survey says of some super-tiles and of all squares in them: by level, then by place (see _cut)."""
+
+    def __init__(self, cells: _Cells, supers: np.ndarray, max_cloud: float | None) -> None:
+        squares = supers
+        for _ in TILE_SIZES[1:]:
+            squares = _children(squares)
+        valid = cells.of("valid", squares)
+        self.valid = _pyramid(valid, np.add)
+        self.detail = _pyramid(np.nan_to_num(cells.of("detail", squares)) * valid, np.add)
+        """Summed over the cells, each by its observed share."""
+        self.max_cloud = max_cloud
+        if max_cloud is not None:
+            cloud = cells.of("cloud", squares)
+            self.cloud = _pyramid(np.nan_to_num(cloud) * valid, np.add)
+            self.cloud_known = _pyramid(np.where(np.isnan(cloud), 0, valid), np.add)
+            self.least_cloud = _pyramid(np.where(valid > 0, np.nan_to_num(cloud), np.inf), np.minimum)
+
+    def decide(self, level: int, place: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """(n,) uint8 DECISIONS for squares at these places; read: else the square is read as it is, not split."""
+        decided = np.full(len(place), UNDECIDED, np.uint8)
+        if self.max_cloud is not None:
+            cloudy = self.cloud[level][place] > self.max_cloud * self.cloud_known[level][place]
+            decided[(self.least_cloud[level][place] > self.max_cloud) | (read & cloudy)] = STATUS_CODES["cloud"]
+        decided[self.valid[level][place] == 0] = STATUS_CODES["nodata"]
+        return decided
 
 
-def _tiles(grid: Grid, leaves: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> list[Tile]:
-    """Tiles in the order of a Morton curve that hangs on the CRS origin, so that neighbours are near and the order is the ground's own."""
-    sized = [(np.full(len(nodes), size), nodes, decided) for size, nodes, decided in leaves]
-    sizes, nodes, decided = (np.concatenate(parts) for parts in zip(*sized, strict=True))
-    order = np.argsort(_morton(nodes * (sizes // CELL_SIZE)[:, None]))
-    columns, rows = nodes[order].T.tolist()
-    return [Tile(grid, *row) for row in zip(sizes[order].tolist(), columns, rows, decided[order].tolist(), strict=True)]
-
-
-def _morton(cells: np.ndarray) -> np.ndarray:
-    """(n,) uint64: the bits of column and row of (n, 2) cells, interleaved."""
-    bits = (cells + 2**31).astype(np.uint64)
-    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F), (2, 0x3333333333333333), (1, 0x5555555555555555)):
-        bits = (bits | bits << np.uint64(shift)) & np.uint64(mask)
-    return bits[:, 0] | bits[:, 1] << np.uint64(1)
+def _pyramid(cells: np.ndarray, fold: np.ufunc) -> list[np.ndarray]:
+    """Of values of the cells in super-tiles along the curve, those of the squares of every level, the super-tiles first."""
+    levels = [cells]
+    for _ in TILE_SIZES[1:]:
+        levels.append(fold.reduce(levels[-1].reshape(-1, 4), axis=1))
+    return levels[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,14 +383,16 @@ class PlanCost:
 
 def estimate_cost(tiles: Sequence[Tile], prompts: int, *, seconds_per_tile: float, ground_sample_distance: float, mask_size: int = 256) -> PlanCost:
     """What reading and predicting the tiles costs; seconds_per_tile: of the model, for all prompts; ground_sample_distance: metres per pixel."""
-    decided = Counter(tile.decided for tile in tiles if tile.decided is not None)
-    sizes = Counter(tile.size for tile in tiles if tile.decided is None)
+    plan = Tiles.of(tiles)
+    sizes = dict(zip(*(values.tolist() for values in np.unique(plan.size[plan.to_read], return_counts=True)), strict=True))
+    decided = {state: int((plan.decided == code).sum()) for code, state in DECISIONS.items() if state is not None}
+    to_read = sum(sizes.values())
     return PlanCost(
-        decided=dict(sorted(decided.items())),
-        sizes=dict(sorted(sizes.items())),
+        decided={state: count for state, count in sorted(decided.items()) if count},
+        sizes=sizes,
         megapixels=sum(count * (size + 2 * HALO) ** 2 for size, count in sizes.items()) / 1e6,
-        model_seconds=sizes.total() * seconds_per_tile,
-        stored_bytes=sizes.total() * prompts * mask_size**2,
+        model_seconds=to_read * seconds_per_tile,
+        stored_bytes=to_read * prompts * mask_size**2,
         km2=sum(count * size**2 for size, count in sizes.items()) * ground_sample_distance**2 / 1e6,
     )
 

@@ -1,11 +1,12 @@
-"""The values that flow between the rooms: where imagery is (Scene), where work is (Grid, Tile, Block), what was seen
+"""The values that flow between the rooms: where imagery is (Scene), where work is (Grid, Tile, Tiles, Block), what was seen
 (TileImage), what was found (TilePrediction) and what became of it (TileReceipt). All are frozen, check themselves when
 made and know nothing of files, models or Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 from affine import Affine
@@ -18,8 +19,12 @@ STATES: tuple[State, ...] = get_args(State)
 
 STATUS_CODES: dict[State, int] = {"outside": 0, "ok": 1, "empty": 2, "nodata": 3, "cloud": 4, "failed": 5}
 """Values of the status band; 0 is its fill value, so ground that was never planned reads as outside."""
+UNDECIDED = 255
+"""In a column of decisions: the plan alone does not say, the tile is to be looked at."""
+DECISIONS: dict[int, State | None] = {STATUS_CODES["outside"]: "outside", STATUS_CODES["nodata"]: "nodata", STATUS_CODES["cloud"]: "cloud", UNDECIDED: None}
+"""What a plan can say of a tile, by the code that a column holds."""
 
-TILE_SIZES = (512, 1024, 2048)
+TILE_SIZES = (512, 1024, 2048, 4096)
 HALO = 64
 """Pixels a tile reads beyond each edge of its core. One value for all sizes: the blending weight of a tile is its core
 convolved with a box of 2 * HALO, and the convolved cores of any tiling of the plane sum to one at every pixel."""
@@ -111,7 +116,7 @@ class Tile:
     def __post_init__(self) -> None:
         if self.size not in TILE_SIZES:
             raise ValueError(f"tile size must be one of {TILE_SIZES}, got {self.size}")
-        if self.decided not in (None, "outside", "nodata", "cloud"):
+        if self.decided not in DECISIONS.values():
             raise ValueError(f"a plan decides outside, nodata or cloud only, got {self.decided}")
 
     @property
@@ -138,6 +143,86 @@ class Tile:
         """Core and halo: the (size + 2 HALO, size + 2 HALO) pixels that are read."""
         edge = self.size + 2 * HALO
         return self.grid.geobox(self.left - HALO, self.top - HALO, edge, edge)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles(Sequence[Tile]):
+    """Tiles of one grid as columns, 11 bytes each: a plan of a country. A Tile is made when one is asked for; to work on many, use the columns."""
+
+    grid: Grid
+    size: np.ndarray
+    """(n,) int16."""
+    column: np.ndarray
+    """(n,) int32."""
+    row: np.ndarray
+    """(n,) int32."""
+    decided: np.ndarray
+    """(n,) uint8, a key of DECISIONS."""
+
+    def __post_init__(self) -> None:
+        dtypes = {"size": np.int16, "column": np.int32, "row": np.int32, "decided": np.uint8}
+        for name, dtype in dtypes.items():
+            values = getattr(self, name)
+            if values.dtype != dtype or values.shape != (len(self),):
+                raise ValueError(f"{name} must be {np.dtype(dtype)} ({len(self)},), got {values.dtype} {values.shape}")
+        for name, known in (("size", TILE_SIZES), ("decided", tuple(DECISIONS))):
+            strange = ~np.isin(getattr(self, name), known)
+            if strange.any():
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)[strange][0]}")
+
+    @classmethod
+    def of(cls, tiles: Sequence[Tile]) -> Tiles:
+        """The same tiles as columns, in their order. Raises ValueError unless they are of one grid."""
+        if isinstance(tiles, Tiles):
+            return tiles
+        grids = {tile.grid for tile in tiles}
+        if len(grids) != 1:
+            raise ValueError(f"tiles must be of one grid, got {len(tiles)} tiles of {len(grids)} grids")
+        codes = {decided: code for code, decided in DECISIONS.items()}
+        size, column, row, decided = np.array([(tile.size, tile.column, tile.row, codes[tile.decided]) for tile in tiles]).T
+        return cls(grids.pop(), size.astype(np.int16), column.astype(np.int32), row.astype(np.int32), decided.astype(np.uint8))
+
+    @property
+    def left(self) -> np.ndarray:
+        """(n,) int64 first pixel column of the cores on the grid."""
+        return self.column.astype(np.int64) * self.size
+
+    @property
+    def top(self) -> np.ndarray:
+        """(n,) int64 first pixel row of the cores on the grid."""
+        return self.row.astype(np.int64) * self.size
+
+    @property
+    def to_read(self) -> np.ndarray:
+        """(n,) bool: the plan alone does not say what is there."""
+        return self.decided == UNDECIDED
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice | np.ndarray) -> Tiles: ...
+    def __getitem__(self, index: int | slice | np.ndarray) -> Tile | Tiles:
+        """One tile, or those of a slice, a mask or indices."""
+        if isinstance(index, slice | np.ndarray):
+            return Tiles(self.grid, self.size[index], self.column[index], self.row[index], self.decided[index])
+        return Tile(self.grid, int(self.size[index]), int(self.column[index]), int(self.row[index]), DECISIONS[int(self.decided[index])])
+
+    def __iter__(self) -> Iterator[Tile]:
+        for first in range(0, len(self), 4096):  # in parts: whole columns as lists are larger than the columns
+            part = np.s_[first : first + 4096]
+            columns = self.size[part].tolist(), self.column[part].tolist(), self.row[part].tolist(), self.decided[part].tolist()
+            for size, column, row, decided in zip(*columns, strict=True):
+                yield Tile(self.grid, size, column, row, DECISIONS[decided])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tiles):
+            return NotImplemented
+        return self.grid == other.grid and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("size", "column", "row", "decided"))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, order=True)

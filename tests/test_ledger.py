@@ -47,7 +47,7 @@ def equal(a: TilePrediction, b: TilePrediction) -> bool:
 def test_a_plan_comes_back_in_order_and_as_equal_bytes(folder: Folder) -> None:
     ledger.store_plan(folder, TILES)
     first = folder.get("plan.parquet")
-    assert ledger.load_plan(folder) == TILES
+    assert list(ledger.load_plan(folder)) == TILES
     ledger.store_plan(folder, ledger.load_plan(folder))
     assert folder.get("plan.parquet") == first
 
@@ -58,7 +58,7 @@ def test_a_plan_of_one_kind_has_the_same_columns(folder: Folder, decided) -> Non
     schema = pq.read_schema(BytesIO(folder.get("plan.parquet")))
     ledger.store_plan(folder, [Tile(GRID, 512, 0, 0, decided)])
     assert pq.read_schema(BytesIO(folder.get("plan.parquet"))).equals(schema)
-    assert ledger.load_plan(folder) == [Tile(GRID, 512, 0, 0, decided)]
+    assert list(ledger.load_plan(folder)) == [Tile(GRID, 512, 0, 0, decided)]
 
 
 def test_plan_and_coverage_are_geoparquet_of_the_cores(folder: Folder) -> None:

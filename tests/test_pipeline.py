@@ -28,6 +28,7 @@ from geopixel.pipeline import (
     predict_tiles,
     scene_from_json,
     scene_to_json,
+    tile_flops,
 )
 from geopixel.storage import Folder
 from geopixel.types import HALO, Grid, Tile, TileImage, TilePrediction
@@ -126,6 +127,14 @@ def test_an_area_outside_every_scene_is_said_before_anything_is_written(catalog:
     with pytest.raises(NoScenesError, match="no scenes"):
         run(ask(catalog, shapely.box(0, 0, 0.1, 0.1)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_tiles_that_do_not_fit_the_context_have_no_cost() -> None:
+    """65 crops of 64 tokens of an image of 4096 + 128 pixels are more than nano's 4096."""
+    flops = tile_flops(NANO, 1)
+    assert list(flops) == [512, 1024, 2048]
+    assert flops == {size: NANO.flops(size + 2 * HALO, size + 2 * HALO, 1) for size in flops}
+    assert list(tile_flops(replace(NANO, max_length=8192), 1)) == [512, 1024, 2048, 4096]
 
 
 def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

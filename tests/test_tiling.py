@@ -11,8 +11,10 @@ from shapely import Geometry, box
 
 from geopixel.tiling import (
     CELL_SIZE,
-    DETAIL_SPLIT,
+    DETAIL_BUDGET,
     SUPER_SIZE,
+    SUPERS_AT_ONCE,
+    best_size,
     choose_grid,
     estimate_cost,
     ground_sample_distance,
@@ -21,11 +23,15 @@ from geopixel.tiling import (
     smallest_object,
     survey_cells,
 )
-from geopixel.types import HALO, TILE_SIZES, Asset, Grid, Scene, Source, Tile
+from geopixel.types import BLOCK_SIZE, HALO, TILE_SIZES, Asset, Grid, Scene, Source, Tile, Tiles
 
 GRID = Grid("EPSG:32645", 2.0)
 CELLS_PER_SUPER = SUPER_SIZE // CELL_SIZE
 SEED_SIZE = 61
+ANY_SIZE = dict.fromkeys(TILE_SIZES, 1.0)
+"""Costs of a model that takes a tile of any size, and each for the same."""
+BEST = [(70.0, 4096), (40.0, 2048), (20.0, 1024), (1.0, 512)]
+"""Metres of the smallest object, and the tile that shows it at 1 m a pixel."""
 
 
 @cache
@@ -33,8 +39,11 @@ def _pattern() -> np.ndarray:
     """(3, SEED_SIZE, SEED_SIZE) valid, cloud and detail that repeat over the plane: a ground that does not know who asks."""
     random = np.random.default_rng(3)
     valid = random.choice([0, 0, 0.01, 0.4, 1], (SEED_SIZE, SEED_SIZE))
+    valid[:20, 8:32] = 0  # whole squares without data, full of cloud and full of detail
     cloud = np.where(valid > 0, random.random((SEED_SIZE, SEED_SIZE)), np.nan)
-    detail = np.where(valid > 0, random.random((SEED_SIZE, SEED_SIZE)) * 2 * DETAIL_SPLIT, np.nan)
+    cloud[:, 36:48] += 0.7
+    detail = np.where(valid > 0, random.random((SEED_SIZE, SEED_SIZE)) * DETAIL_BUDGET / 2, np.nan)
+    detail[48:] *= 4
     return np.stack([valid, cloud, detail]).astype(np.float32)
 
 
@@ -45,9 +54,9 @@ def ground(cells: tuple[int, int, int, int]) -> xr.Dataset:
     return xr.Dataset({name: (("y", "x"), v) for name, v in zip(("valid", "cloud", "detail"), values, strict=True)}, coords={"x": x, "y": y})
 
 
-def plan(area: Geometry, grid: Grid = GRID, metres: float = 8.0, distance: float = 0.5, max_cloud: float | None = 0.7) -> list[Tile]:
+def plan(area: Geometry, grid: Grid = GRID, metres: float = 20.0, distance: float = 1.0, max_cloud: float | None = 0.7) -> Tiles:
     survey = ground(survey_cells(area, grid))
-    return plan_tiles(area, grid, survey, smallest_object=metres, ground_sample_distance=distance, max_cloud=max_cloud)
+    return plan_tiles(area, grid, survey, smallest_object=metres, ground_sample_distance=distance, costs=ANY_SIZE, max_cloud=max_cloud)
 
 
 def pixels(area: Geometry, grid: Grid = GRID) -> Geometry:
@@ -74,61 +83,86 @@ def areas(draw: st.DrawFn) -> Geometry:
     return draw(st.sampled_from([star, star.union(other), star.difference(other)]).filter(lambda shape: shape.area > 0))
 
 
-def oracle(area: Geometry, base: int, max_cloud: float | None) -> set[tuple[int, int, int, str | None]]:
+def oracle(area: Geometry, best: int, max_cloud: float | None) -> set[tuple[int, int, int, str | None]]:
     """The rules, one super-tile and one tile at a time, by plain recursion on (size, column, row)."""
     shape = pixels(area)
-    valid, cloud, detail = _pattern()
     found = set()
 
-    def cut(size: int, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-        k = size // CELL_SIZE
-        index = np.arange(k)
-        return (row * k + index[:, None]) % SEED_SIZE, (column * k + index) % SEED_SIZE
-
-    def mean(values: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> float:
-        seen = valid[at] > 0
-        return float(np.average(values[at][seen].astype(float), weights=valid[at][seen])) if seen.any() else 0.0
-
-    def descend(size: int, column: int, row: int, target: int) -> None:
-        at = cut(size, column, row)
+    def decide(size: int, column: int, row: int) -> str | None:
+        """The state of the square, None: read it; split: neither."""
+        index = np.arange(size // CELL_SIZE)
+        k = len(index)
+        valid, cloud, detail = _pattern()[:, (row * k + index[:, None]) % SEED_SIZE, (column * k + index) % SEED_SIZE].astype(float)
+        seen = valid > 0
         if not shape.intersects(square(size, column, row, HALO)):
-            found.add((size, column, row, "outside"))
-        elif size > target:
-            for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                descend(size // 2, 2 * column + dx, 2 * row + dy, target)
-        elif not valid[at].any():
-            found.add((size, column, row, "nodata"))
-        elif max_cloud is not None and mean(cloud, at) > max_cloud:
-            found.add((size, column, row, "cloud"))
-        else:
-            found.add((size, column, row, None))
+            return "outside"
+        if not seen.any():
+            return "nodata"
+        if max_cloud is not None and (cloud[seen] > max_cloud).all():
+            return "cloud"
+        if size > best or size > CELL_SIZE and (valid * detail)[seen].sum() > DETAIL_BUDGET:
+            return "split"
+        return "cloud" if max_cloud is not None and np.average(cloud[seen], weights=valid[seen]) > max_cloud else None
+
+    def descend(size: int, column: int, row: int) -> None:
+        decided = decide(size, column, row)
+        if decided != "split":
+            found.add((size, column, row, decided))
+            return
+        for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            descend(size // 2, 2 * column + dx, 2 * row + dy)
 
     left, top, right, bottom = (int(v // SUPER_SIZE) for v in shape.bounds)
     for column in range(left - 1, right + 2):
         for row in range(top - 1, bottom + 2):
             if shape.intersects(square(SUPER_SIZE, column, row, HALO)):
-                rich = mean(detail, cut(SUPER_SIZE, column, row)) > DETAIL_SPLIT
-                descend(SUPER_SIZE, column, row, max(base // 2, 512) if rich else base)
+                descend(SUPER_SIZE, column, row)
     return found
 
 
 @settings(max_examples=30, deadline=None)
-@given(areas(), st.sampled_from([(30.0, 2048), (20.0, 1024), (1.0, 512)]), st.sampled_from([None, 0.3, 0.7]))
+@given(areas(), st.sampled_from(BEST), st.sampled_from([None, 0.3, 0.7]))
 def test_plan_is_what_the_rules_say(area: Geometry, size: tuple[float, int], max_cloud: float | None) -> None:
-    metres, base = size
-    tiles = plan(area, metres=metres, distance=1.0, max_cloud=max_cloud)
-    assert {(tile.size, tile.column, tile.row, tile.decided) for tile in tiles} == oracle(area, base, max_cloud)
+    metres, best = size
+    tiles = plan(area, metres=metres, max_cloud=max_cloud)
+    assert {(tile.size, tile.column, tile.row, tile.decided) for tile in tiles} == oracle(area, best, max_cloud)
     assert len(tiles) == len({tile.id for tile in tiles})
 
 
 @settings(max_examples=30, deadline=None)
-@given(areas())
-def test_cores_are_disjoint_and_cover_every_supertile_and_every_pixel_of_the_area(area: Geometry) -> None:
+@given(areas(), st.sampled_from(BEST), st.sampled_from([0.25, 1.0, 2.0]))
+def test_without_a_survey_the_tiles_are_all_squares_that_the_area_touches(area: Geometry, size: tuple[float, int], resolution: float) -> None:
+    metres, best = size
+    grid = Grid(GRID.crs, resolution)
+    tiles = plan_tiles(area, grid, None, smallest_object=metres, ground_sample_distance=1.0, costs=ANY_SIZE)
+    shape = pixels(area, grid)
+    shapely.prepare(shape)
+    left, top, right, bottom = (int(v // best) for v in shape.bounds)
+    columns, rows = (at.ravel() for at in np.meshgrid(np.arange(left - 1, right + 2), np.arange(top - 1, bottom + 2)))
+    halo = shapely.box(columns * best - HALO, rows * best - HALO, (columns + 1) * best + HALO, (rows + 1) * best + HALO)
+    touched = shapely.intersects(shape, halo)
+    assert {(tile.size, tile.column, tile.row) for tile in tiles[tiles.to_read]} == {
+        (best, column, row) for column, row in zip(columns[touched].tolist(), rows[touched].tolist(), strict=True)
+    }
+    assert {tile.decided for tile in tiles} <= {None, "outside"}
+
+
+def test_a_plan_does_not_know_how_many_supertiles_are_planned_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    area = box(85.4, 27.5, 85.6, 27.7)
+    whole = plan(area)
+    assert SUPERS_AT_ONCE > 3
+    monkeypatch.setattr("geopixel.tiling.SUPERS_AT_ONCE", 3)
+    assert plan(area) == whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(areas(), st.sampled_from(BEST))
+def test_cores_are_disjoint_and_cover_every_supertile_and_every_pixel_of_the_area(area: Geometry, size: tuple[float, int]) -> None:
     column0, row0, column1, row1 = survey_cells(area, GRID)
     assert [v % CELLS_PER_SUPER for v in (column0, row0, column1, row1)] == [0] * 4
     times = np.zeros((row1 - row0, column1 - column0), int)
     outside = times.astype(bool)
-    for tile in plan(area):
+    for tile in plan(area, metres=size[0]):
         k = tile.size // CELL_SIZE
         at = np.s_[tile.row * k - row0 : (tile.row + 1) * k - row0, tile.column * k - column0 : (tile.column + 1) * k - column0]
         times[at] += 1
@@ -144,6 +178,16 @@ def test_cores_are_disjoint_and_cover_every_supertile_and_every_pixel_of_the_are
 
 
 @settings(max_examples=30, deadline=None)
+@given(areas(), st.sampled_from(BEST))
+def test_cores_lie_in_their_tiles_on_multiples_of_their_size_and_in_one_block(area: Geometry, size: tuple[float, int]) -> None:
+    tiles = plan(area, metres=size[0])
+    for left, top, tile in zip(tiles.left.tolist(), tiles.top.tolist(), tiles, strict=True):
+        assert (left % tile.size, top % tile.size) == (0, 0)
+        assert (left // BLOCK_SIZE, top // BLOCK_SIZE) == ((left + tile.size - 1) // BLOCK_SIZE, (top + tile.size - 1) // BLOCK_SIZE)
+        assert tile.geobox[HALO:-HALO, HALO:-HALO] == tile.core == GRID.geobox(left, top, tile.size, tile.size)
+
+
+@settings(max_examples=30, deadline=None)
 @given(areas(), areas())
 def test_areas_that_overlap_give_equal_tiles_on_common_ground(one: Geometry, two: Geometry) -> None:
     def common(area: Geometry, other: Geometry) -> list[Tile]:
@@ -152,6 +196,9 @@ def test_areas_that_overlap_give_equal_tiles_on_common_ground(one: Geometry, two
         return [tile for tile in looked_at if shape.intersects(square(tile.size, tile.column, tile.row, HALO))]
 
     assert common(one, two) == common(two, one)
+    part = one.intersection(two)  # the plan of a part is the restriction of the plan of the whole
+    if part.area > 0:
+        assert [tile for tile in plan(part) if tile.decided != "outside"] == common(one, part)
 
 
 def test_tiles_that_only_see_the_area_in_their_halo_are_looked_at() -> None:
@@ -205,25 +252,50 @@ def test_long_edges_stay_where_they_are_on_the_ground() -> None:
         ({"survey": ground((0, 0, 4, 4)) * 100}, "0 to 100"),
         ({"max_cloud": 20}, "got 20"),
         ({"smallest_object": 0.0}, "must be positive"),
+        ({"costs": {}}, "must take tiles of 512 pixels"),
+        ({"costs": {512: 1.0, 700: 1.0}}, "700"),
     ],
 )
 def test_a_wrong_argument_is_refused_and_named(change: dict, told: str) -> None:
     area = box(85.5, 27.6, 85.51, 27.61)
-    arguments = {"area": area, "grid": GRID, "survey": ground(survey_cells(area, GRID)), "smallest_object": 8.0, "ground_sample_distance": 1.0} | change
+    arguments = {"area": area, "grid": GRID, "survey": ground(survey_cells(area, GRID)), "smallest_object": 8.0, "ground_sample_distance": 1.0}
+    arguments |= {"costs": ANY_SIZE} | change
     with pytest.raises(ValueError, match=told):
         plan_tiles(**arguments)
 
 
-@pytest.mark.parametrize(("metres", "distance", "size"), [(8, 0.3, 2048), (5, 0.3, 1024), (4, 0.3, 512), (9, 0.6, 1024), (8, 0.6, 512), (40, 10, 512)])
-def test_the_smallest_object_spans_three_cells_of_the_mask(metres: float, distance: float, size: int) -> None:
-    area = box(85.5, 27.6, 85.52, 27.62)
-    survey = ground(survey_cells(area, GRID))
-    survey["detail"] = survey.detail * 0
-    tiles = [tile for tile in plan_tiles(area, GRID, survey, smallest_object=metres, ground_sample_distance=distance) if tile.decided != "outside"]
-    assert {tile.size for tile in tiles} == {size}
-    spans = {s: metres / ((s + 128) * distance / 256) >= 3 for s in TILE_SIZES}
+@pytest.mark.parametrize(
+    ("metres", "distance", "size"), [(8, 0.1, 4096), (8, 0.2, 2048), (8, 0.3, 1024), (5, 0.3, 512), (4, 0.3, 512), (12, 0.6, 1024), (40, 10, 512)]
+)
+def test_the_smallest_object_spans_four_cells_of_the_mask(metres: float, distance: float, size: int) -> None:
+    assert best_size(metres, distance, 256, ANY_SIZE) == size
+    spans = {s: metres / ((s + 128) * distance / 256) >= 4 for s in TILE_SIZES}
     assert spans[size] or size == 512
     assert not any(spans[s] for s in TILE_SIZES if s > size)
+
+
+@pytest.mark.parametrize(
+    ("costs", "size"),
+    [
+        ({512: 1.0, 1024: 1.0, 2048: 1.0}, 2048),  # 4096 does not fit the model
+        ({512: 1.0, 1024: 2.0, 2048: 8.0, 4096: 32.0}, 4096),  # no dearer than its quarters
+        ({512: 1.0, 1024: 2.0, 2048: 8.0, 4096: 33.0}, 2048),
+        ({512: 1.0, 1024: 4.1, 2048: 16.5, 4096: 70.0}, 512),
+        ({512: 1.0}, 512),
+    ],
+)
+def test_the_tile_sits_on_the_steps_of_the_models_cost(costs: dict[int, float], size: int) -> None:
+    assert best_size(1000.0, 1.0, 256, costs) == size
+
+
+def test_ground_without_data_or_under_clouds_makes_few_tiles() -> None:
+    area = box(85.4, 27.5, 85.6, 27.7)
+    survey = ground(survey_cells(area, GRID))
+    for name, values, decided in (("valid", 0.0, "nodata"), ("cloud", 0.9, "cloud")):
+        same = survey.assign({"valid": survey.valid * 0 + 1} | {name: survey.valid * 0 + values})
+        tiles = plan_tiles(area, GRID, same, smallest_object=1.0, ground_sample_distance=1.0, costs=ANY_SIZE, max_cloud=0.5)
+        assert {tile.decided for tile in tiles} == {decided}
+        assert set(tiles.size.tolist()) == {SUPER_SIZE}
 
 
 @pytest.mark.parametrize(
@@ -323,7 +395,7 @@ def test_a_grid_that_nobody_knows_is_refused(scenes: list[Scene], crs: str | Non
 
 
 def test_cost_counts_what_will_be_read() -> None:
-    tiles = plan(box(85.4, 27.5, 85.6, 27.7), distance=0.9)
+    tiles = plan(box(85.4, 27.5, 85.6, 27.7), Grid(GRID.crs, 1.0), metres=1.0)
     cost = estimate_cost(tiles, 3, seconds_per_tile=0.25, ground_sample_distance=0.9)
     read = [tile for tile in tiles if tile.decided is None]
     assert cost.to_read == len(read) > 100

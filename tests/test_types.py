@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from geopixel.types import (
     Tile,
     TileImage,
     TilePrediction,
+    Tiles,
 )
 
 GRID = Grid("EPSG:32645", 0.5)
@@ -57,6 +60,42 @@ def test_every_state_has_its_own_status_code_and_unplanned_ground_is_outside() -
 def test_tile_ids_are_unique() -> None:
     tiles = [Tile(GRID, size, column, row) for size in TILE_SIZES for column in (-12, -1, 0, 1, 12) for row in (-2, 2)]
     assert len({tile.id for tile in tiles}) == len(tiles)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(TILE_SIZES), st.integers(-(2**20), 2**20), st.integers(-9, 9), st.sampled_from([None, "outside", "nodata", "cloud"])),
+        min_size=1,
+    )
+)
+def test_columns_hold_the_tiles_that_they_were_made_of(values: list[tuple]) -> None:
+    tiles = [Tile(GRID, *value) for value in values]
+    columns = Tiles.of(tiles)
+    assert list(columns) == tiles == [columns[i] for i in range(len(columns))]
+    assert (columns.left.tolist(), columns.top.tolist()) == ([tile.left for tile in tiles], [tile.top for tile in tiles])
+    assert list(columns[columns.to_read]) == [tile for tile in tiles if tile.decided is None]
+    assert list(columns[1:3]) == tiles[1:3]
+    assert columns[-1] == tiles[-1]
+    assert Tiles.of(columns) is columns
+    assert columns == Tiles.of(tiles)
+    assert columns != columns[:-1]
+    assert columns != Tiles.of([Tile(Grid(GRID.crs, 0.6), *value) for value in values])
+
+
+def test_columns_are_refused_where_they_cannot_be_tiles() -> None:
+    good = Tiles.of([Tile(GRID, 512, 1, 2), Tile(GRID, 1024, 1, 2, "cloud")])
+    for name, values, told in (
+        ("size", np.array([512, 700], np.int16), "700"),
+        ("decided", np.array([255, 1], np.uint8), "got 1"),
+        ("row", np.zeros(2), "float64"),
+        ("column", np.zeros(3, np.int32), r"\(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replace(good, **{name: values})
+    with pytest.raises(ValueError, match="0 grids"):
+        Tiles.of([])
+    with pytest.raises(ValueError, match="2 grids"):
+        Tiles.of([Tile(GRID, 512, 0, 0), Tile(Grid(GRID.crs, 0.6), 512, 0, 0)])
 
 
 def test_scene_is_named_by_collection_and_day() -> None:

@@ -114,6 +114,10 @@ class GeoPixelConfig:
         side = self.vision.tokens_per_side
         return (rows * columns + 1) * side * side + 1 + (rows + 1) * side
 
+    def fits(self, width: int, height: int) -> bool:
+        """Whether an image, a question about it and the answer fit the context."""
+        return self.image_tokens(*crop_grid(width, height, self.hd_num, self.vision.crop_size)) + PROMPT_TOKENS <= self.max_length
+
     def flops(self, width: int, height: int, prompts: int) -> float:
         """Floating-point operations to answer so many prompts about an image: two per weight and token, and the attention.
 

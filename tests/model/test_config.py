@@ -188,3 +188,11 @@ def test_a_rotary_scaling_that_is_not_ours_is_refused() -> None:
     assert published_config(PUBLISHED).language.rope_factor == 2.0
     with pytest.raises(ValueError, match="dynamic or none, got 'linear'"):
         published_config(PUBLISHED | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+
+
+@pytest.mark.parametrize(("edge", "tokens"), [(1, 4081), (2239, 4081), (2240, 6901), (2800, 10521), (3360, 14941), (3919, 14941)])
+def test_the_published_model_takes_images_up_to_3919_pixels(edge: int, tokens: int) -> None:
+    config = published_config(PUBLISHED)
+    assert config.image_tokens(*crop_grid(edge, edge, config.hd_num, config.vision.crop_size)) == tokens
+    assert config.fits(edge, edge)
+    assert not config.fits(3920, 3920)

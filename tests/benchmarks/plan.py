@@ -1,0 +1,217 @@
+"""How fast a country is planned, and scenes are assigned to its tiles, against the common way with shapely, both sides in one process.
+
+    python tests/benchmarks/plan.py [--check] [--size full|small]
+
+The common way to plan asks one prepared geometry about every candidate, all tiles of the bounds, vectorised; to assign, it asks a tree over
+all tiles for those that each footprint touches. Both get their geometries projected and prepared for nothing, ours does that in its time.
+Every measurement is checked: ours must give the very tiles, and no pair of the tree may be lost. The sides alternate, ours first and
+last; medians count. Times are CPU seconds: both sides run on one thread, and what else the machine does should not count.
+
+Peak memory is measured in a fresh process: the peak of its resident set while it plans (Linux: VmHWM, set back by clear_refs just before),
+less its resident set just before. The outline is metropolitan France by Natural Earth where the shared folder has it (GEOPIXEL_SHARED, else
+../shared beside the repository), else one of as many points, made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from math import nan
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import TypeVar
+
+import numpy as np
+import shapely
+from pyproj import Transformer
+from shapely import Geometry
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
+
+from geopixel.assignment import Assignment, assign_footprints
+from geopixel.tiling import plan_tiles, project_area
+from geopixel.types import HALO, TILE_SIZES, Grid, Tiles
+from tests.benchmarks.table import Figure, exit_code, markdown
+
+Ours = TypeVar("Ours")
+Theirs = TypeVar("Theirs")
+
+ROOT = Path(__file__).parents[2]
+BASE = 1024
+CRS = "EPSG:2154"
+FRANCE = shapely.box(-6, 41, 10, 52)
+POINTS = 3740
+"""Of the outline of metropolitan France at 1:10 million."""
+FOOTPRINT_METRES = 7500
+"""Edge of a scene: 10 000 of them cover the country about once, as NAIP's do."""
+PART = 262_144
+"""Candidates that the common way is asked about together: the fastest of those tried, and it bounds the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    resolution: float
+    footprints: int
+    rounds: int
+
+
+SIZES = {"full": Size(0.6, 10_000, 3), "small": Size(20.0, 300, 1)}
+
+
+def outline() -> tuple[str, Geometry]:
+    """What it is, and the polygons in EPSG:4326."""
+    path = Path(os.environ.get("GEOPIXEL_SHARED") or ROOT.parent / "shared") / "aoi" / "FRA.geojson"
+    if path.exists():
+        country = shapely.geometry.shape(json.loads(path.read_text())["geometry"])
+        return "France (Natural Earth)", shapely.MultiPolygon([part for part in country.geoms if FRANCE.contains(part)])
+    print(f"no {path}: the outline is made up", file=sys.stderr)
+    random = np.random.default_rng(1)
+    angles = np.linspace(0, 2 * np.pi, POINTS, endpoint=False)
+    waves = np.arange(1, 200)
+    coast = (np.cos(angles[:, None] * waves + random.uniform(0, 2 * np.pi, len(waves))) / waves**1.1).sum(axis=1)
+    radius = 0.9 + 0.08 * coast
+    lonlat = np.stack([2.5 + 5.6 * radius * np.cos(angles), 46.6 + 4.1 * radius * np.sin(angles)], axis=-1)
+    return "a made-up outline", shapely.make_valid(shapely.Polygon(lonlat))
+
+
+def in_pixels(shapes: Geometry | np.ndarray, grid: Grid) -> Geometry | np.ndarray:
+    scaled = shapely.transform(shapes, lambda xy: xy / (grid.resolution, -grid.resolution))
+    shapely.prepare(scaled)
+    return scaled
+
+
+def plan(area: Geometry, grid: Grid) -> Tiles:
+    """Ours: tiles of BASE pixels where the area is."""
+    costs = dict.fromkeys((size for size in TILE_SIZES if size <= BASE), 1.0)
+    tiles = plan_tiles(area, grid, None, smallest_object=1000 * grid.resolution, ground_sample_distance=grid.resolution, costs=costs)
+    return tiles[tiles.to_read]
+
+
+def halos(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    low, high = (columns * BASE - HALO, rows * BASE - HALO), ((columns + 1) * BASE + HALO, (rows + 1) * BASE + HALO)
+    return np.asarray(shapely.box(*low, *high))
+
+
+def candidates(shape: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of all tiles whose core and halo the bounds touch."""
+    low, high = np.reshape(shape.bounds, (2, 2))
+    first, last = np.floor((low - HALO) / BASE).astype(np.int64), np.floor((high + HALO) / BASE).astype(np.int64)
+    columns, rows = np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True)))
+    return columns.ravel(), rows.ravel()
+
+
+def plan_commonly(shape: Geometry) -> np.ndarray:
+    """(n, 2) column and row of the tiles that the prepared shape touches."""
+    columns, rows = candidates(shape)
+    touched = [shapely.intersects(shape, halos(columns[at : at + PART], rows[at : at + PART])) for at in range(0, len(columns), PART)]
+    return np.stack([columns, rows], axis=-1)[np.concatenate(touched)]
+
+
+def scenes(tiles: Tiles, count: int) -> np.ndarray:
+    """(count,) footprints in EPSG:4326: turned squares about tiles, the same ones every time."""
+    random = np.random.default_rng(2)
+    chosen, turn = random.integers(0, len(tiles), count), random.uniform(0, np.pi, count)
+    centre = np.stack([tiles.left[chosen], -tiles.top[chosen]], axis=-1) * tiles.grid.resolution
+    along = np.stack([np.cos(turn), np.sin(turn)], axis=-1) * FOOTPRINT_METRES / 2
+    across = along[:, ::-1] * [-1, 1]
+    corners = centre[:, None] + np.stack([-along - across, along - across, along + across, across - along], axis=1)
+    lonlat = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True).transform(*corners.reshape(-1, 2).T)
+    return np.asarray(shapely.polygons(np.stack(lonlat, axis=-1).reshape(count, 4, 2)))
+
+
+def assign_commonly(tiles: Tiles, shapes: np.ndarray) -> np.ndarray:
+    """(2, m) index of a footprint and of a tile that it touches."""
+    return np.asarray(shapely.STRtree(halos(tiles.column, tiles.row)).query(shapes, predicate="intersects"))
+
+
+def lost_pairs(assigned: Assignment, pairs: np.ndarray) -> int:
+    """How many pairs of footprint and tile are not in the assignment."""
+    square_of_tile = np.repeat(np.arange(len(assigned)), np.diff(assigned.first_tile))
+    square = np.repeat(np.arange(len(assigned)), np.diff(assigned.first_footprint))
+    return int((~np.isin(square_of_tile[pairs[1]] << 32 | pairs[0], square << 32 | assigned.footprint)).sum())
+
+
+def alternate(ours: Callable[[], Ours], common: Callable[[], Theirs], rounds: int) -> tuple[float, float, Ours, Theirs]:
+    """Median CPU seconds of both sides, and what they gave last."""
+    seconds: tuple[list[float], list[float]] = [], []
+    for turn in range(2 * rounds + 1):
+        began = process_time()
+        if turn % 2:
+            theirs = common()
+        else:
+            mine = ours()
+        seconds[turn % 2].append(process_time() - began)
+    return median(seconds[0]), median(seconds[1]), mine, theirs
+
+
+def peak_of_planning(size: Size) -> int:
+    """Bytes."""
+    _, area = outline()
+    plan(area, Grid(CRS, 1000.0))  # what loads once is not the plan's
+
+    def resident(name: str) -> int:
+        return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    plan(area, Grid(CRS, size.resolution))
+    return resident("VmHWM") - before
+
+
+def measure(name: str) -> tuple[str, list[Figure], list[tuple[str, str]]]:
+    size = SIZES[name]
+    what, area = outline()
+    grid = Grid(CRS, size.resolution)
+    shape = in_pixels(project_area(area, CRS), grid)
+    ours, common, tiles, expected = alternate(lambda: plan(area, grid), lambda: plan_commonly(shape), size.rounds)
+    if {*zip(tiles.column.tolist(), tiles.row.tolist(), strict=True)} != set(map(tuple, expected.tolist())) or len(tiles) != len(expected):
+        raise AssertionError(f"the plan has {len(tiles)} tiles and is not that of shapely with {len(expected)}")
+    plans = (f"{common:.3g} s", f"{ours:.3g} s")
+    peak = nan
+    if Path("/proc/self/clear_refs").exists():
+        command = [sys.executable, __file__, "--size", name, "--peak"]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
+
+    footprints = scenes(tiles, size.footprints)
+    shapes = in_pixels(shapely.transform(footprints, Transformer.from_crs("EPSG:4326", CRS, always_xy=True).transform, interleaved=False), grid)
+    ours_too, common_too, assigned, pairs = alternate(lambda: assign_footprints(tiles, footprints), lambda: assign_commonly(tiles, shapes), size.rounds)
+    if lost := lost_pairs(assigned, pairs):
+        raise AssertionError(f"{lost} of {pairs.shape[1]} pairs of footprint and tile are not assigned")
+    assigns = (f"{common_too:.3g} s", f"{ours_too:.3g} s")
+    figures = [
+        Figure("plan the country, ratio", common / ours, 15),
+        Figure("plan the country, time", ours, 1, " s", at_most=True),
+        Figure("plan the country, peak memory", peak, 100, " MB", at_most=True),
+        Figure(f"assign {size.footprints} footprints, time", ours_too, 2, " s", at_most=True),
+        Figure("assign, pairs of the list", len(assigned.footprint) / 1e6, 1, " million", at_most=True),
+    ]
+    lists = (f"{pairs.shape[1]}", f"{len(assigned.footprint)}")
+    told = f"{what}, {len(candidates(shape)[0])} candidates, {len(tiles)} tiles of {BASE} px at {size.resolution} m"
+    return told, figures, [plans, plans, ("", f"{peak:.3g} MB"), assigns, lists]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Speed and memory of planning against the common way.")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes about two minutes")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.peak:
+        print(peak_of_planning(SIZES[options.size]))
+        return 0
+    told, figures, sides = measure(options.size)
+    print(f"{date.today()}, {told}, one thread, CPU seconds, shapely {shapely.__version__}, GEOS {shapely.geos_version_string}\n")
+    rows = [[figure.name, *side, figure.measured, figure.wanted, figure.verdict] for figure, side in zip(figures, sides, strict=True)]
+    print(markdown(["figure", "common way", "ours", "measured", "target", "met"], rows))
+    return exit_code(figures) if options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
