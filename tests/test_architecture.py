@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
 BASE = GROUND | {"raster", "storage"}
-STEPS = {"search", "survey", "tiling", "assignment", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
+STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"prediction", "model"}
 """What the pipeline and its neighbours stand on."""
 

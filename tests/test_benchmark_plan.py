@@ -1,14 +1,10 @@
-"""The benchmark of planning itself, at a small size: it measures what it says, and notices a plan or an assignment that is wrong. Its figures
+"""The benchmark of planning itself, at a small size: it measures what it says, and notices a plan that is wrong. Its figures
 mean nothing here."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
-from geopixel.types import Tiles
 from tests.benchmarks import plan as benchmark
 
 
@@ -27,23 +23,11 @@ def test_planning_against_the_common_way(capsys: pytest.CaptureFixture[str]) -> 
     assert "missed: plan the country, ratio" in printed.err
     assert "made up" in printed.err
     assert code == 1
-    assert {row[3] for row in rows.values()} >= {"<= 1 s", "<= 100 MB", "<= 2 s", "<= 1 million"}
+    assert {row[3] for row in rows.values()} >= {"<= 1 s", "<= 100 MB"}
 
 
 def test_a_plan_that_lacks_a_tile_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = benchmark.plan
     monkeypatch.setattr(benchmark, "plan", lambda *of: right(*of)[1:])
     with pytest.raises(AssertionError, match="not that of shapely"):
-        benchmark.measure("small")
-
-
-def test_an_assignment_that_lacks_a_footprint_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = benchmark.assign_footprints
-
-    def lossy(tiles: Tiles, footprints: np.ndarray) -> benchmark.Assignment:
-        assigned = right(tiles, footprints)
-        return replace(assigned, footprint=np.where(assigned.footprint == 0, 1, assigned.footprint))
-
-    monkeypatch.setattr(benchmark, "assign_footprints", lossy)
-    with pytest.raises(AssertionError, match="are not assigned"):
         benchmark.measure("small")

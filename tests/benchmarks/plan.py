@@ -1,11 +1,10 @@
-"""How fast a country is planned, and scenes are assigned to its tiles, against the common way with shapely, both sides in one process.
+"""How fast a country is planned against the common way with shapely, both sides in one process.
 
     python tests/benchmarks/plan.py [--check] [--size full|small]
 
-The common way to plan asks one prepared geometry about every candidate, all tiles of the bounds, vectorised; to assign, it asks a tree over
-all tiles for those that each footprint touches. Both get their geometries projected and prepared for nothing, ours does that in its time.
-Every measurement is checked: ours must give the very tiles, and no pair of the tree may be lost. The sides alternate, ours first and
-last; medians count. Times are CPU seconds: both sides run on one thread, and what else the machine does should not count.
+The common way asks one prepared geometry about every candidate, all tiles of the bounds, vectorised. It gets the geometry projected and
+prepared for nothing, ours does that in its time. Every measurement is checked: ours must give the very tiles. The sides alternate, ours
+first and last; medians count. Times are CPU seconds: both sides run on one thread, and what else the machine does should not count.
 
 Peak memory is measured in a fresh process: the peak of its resident set while it plans (Linux: VmHWM, set back by clear_refs just before),
 less its resident set just before. The outline is metropolitan France by Natural Earth where the shared folder has it (GEOPIXEL_SHARED, else
@@ -30,12 +29,10 @@ from typing import TypeVar
 
 import numpy as np
 import shapely
-from pyproj import Transformer
 from shapely import Geometry
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
-from geopixel.assignment import Assignment, assign_footprints
 from geopixel.tiling import plan_tiles, project_area
 from geopixel.types import HALO, TILE_SIZES, Grid, Tiles
 from tests.benchmarks.table import Figure, exit_code, markdown
@@ -49,8 +46,6 @@ CRS = "EPSG:2154"
 FRANCE = shapely.box(-6, 41, 10, 52)
 POINTS = 3740
 """Of the outline of metropolitan France at 1:10 million."""
-FOOTPRINT_METRES = 7500
-"""Edge of a scene: 10 000 of them cover the country about once, as NAIP's do."""
 PART = 262_144
 """Candidates that the common way is asked about together: the fastest of those tried, and it bounds the memory."""
 
@@ -58,11 +53,10 @@ PART = 262_144
 @dataclass(frozen=True, slots=True)
 class Size:
     resolution: float
-    footprints: int
     rounds: int
 
 
-SIZES = {"full": Size(0.6, 10_000, 3), "small": Size(20.0, 300, 1)}
+SIZES = {"full": Size(0.6, 3), "small": Size(20.0, 1)}
 
 
 def outline() -> tuple[str, Geometry]:
@@ -114,30 +108,6 @@ def plan_commonly(shape: Geometry) -> np.ndarray:
     return np.stack([columns, rows], axis=-1)[np.concatenate(touched)]
 
 
-def scenes(tiles: Tiles, count: int) -> np.ndarray:
-    """(count,) footprints in EPSG:4326: turned squares about tiles, the same ones every time."""
-    random = np.random.default_rng(2)
-    chosen, turn = random.integers(0, len(tiles), count), random.uniform(0, np.pi, count)
-    centre = np.stack([tiles.left[chosen], -tiles.top[chosen]], axis=-1) * tiles.grid.resolution
-    along = np.stack([np.cos(turn), np.sin(turn)], axis=-1) * FOOTPRINT_METRES / 2
-    across = along[:, ::-1] * [-1, 1]
-    corners = centre[:, None] + np.stack([-along - across, along - across, along + across, across - along], axis=1)
-    lonlat = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True).transform(*corners.reshape(-1, 2).T)
-    return np.asarray(shapely.polygons(np.stack(lonlat, axis=-1).reshape(count, 4, 2)))
-
-
-def assign_commonly(tiles: Tiles, shapes: np.ndarray) -> np.ndarray:
-    """(2, m) index of a footprint and of a tile that it touches."""
-    return np.asarray(shapely.STRtree(halos(tiles.column, tiles.row)).query(shapes, predicate="intersects"))
-
-
-def lost_pairs(assigned: Assignment, pairs: np.ndarray) -> int:
-    """How many pairs of footprint and tile are not in the assignment."""
-    square_of_tile = np.repeat(np.arange(len(assigned)), np.diff(assigned.first_tile))
-    square = np.repeat(np.arange(len(assigned)), np.diff(assigned.first_footprint))
-    return int((~np.isin(square_of_tile[pairs[1]] << 32 | pairs[0], square << 32 | assigned.footprint)).sum())
-
-
 def alternate(ours: Callable[[], Ours], common: Callable[[], Theirs], rounds: int) -> tuple[float, float, Ours, Theirs]:
     """Median CPU seconds of both sides, and what they gave last."""
     seconds: tuple[list[float], list[float]] = [], []
@@ -178,23 +148,13 @@ def measure(name: str) -> tuple[str, list[Figure], list[tuple[str, str]]]:
     if Path("/proc/self/clear_refs").exists():
         command = [sys.executable, __file__, "--size", name, "--peak"]
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
-
-    footprints = scenes(tiles, size.footprints)
-    shapes = in_pixels(shapely.transform(footprints, Transformer.from_crs("EPSG:4326", CRS, always_xy=True).transform, interleaved=False), grid)
-    ours_too, common_too, assigned, pairs = alternate(lambda: assign_footprints(tiles, footprints), lambda: assign_commonly(tiles, shapes), size.rounds)
-    if lost := lost_pairs(assigned, pairs):
-        raise AssertionError(f"{lost} of {pairs.shape[1]} pairs of footprint and tile are not assigned")
-    assigns = (f"{common_too:.3g} s", f"{ours_too:.3g} s")
     figures = [
         Figure("plan the country, ratio", common / ours, 15),
         Figure("plan the country, time", ours, 1, " s", at_most=True),
         Figure("plan the country, peak memory", peak, 100, " MB", at_most=True),
-        Figure(f"assign {size.footprints} footprints, time", ours_too, 2, " s", at_most=True),
-        Figure("assign, pairs of the list", len(assigned.footprint) / 1e6, 1, " million", at_most=True),
     ]
-    lists = (f"{pairs.shape[1]}", f"{len(assigned.footprint)}")
     told = f"{what}, {len(candidates(shape)[0])} candidates, {len(tiles)} tiles of {BASE} px at {size.resolution} m"
-    return told, figures, [plans, plans, ("", f"{peak:.3g} MB"), assigns, lists]
+    return told, figures, [plans, plans, ("", f"{peak:.3g} MB")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
