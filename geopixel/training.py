@@ -81,11 +81,16 @@ def nano_config(vocab_size: int) -> GeoPixelConfig:
 
 
 def train_tokenizer(vocab_size: int = 640) -> bytes:
-    """A sentencepiece model over the questions and answers that nano knows, laid out as InternLM2's: <unk>, <s>, </s>, bytes, pieces, chat markers."""
+    """The tokenizer of the questions and answers that nano knows."""
     words = [wording for wordings in WORDINGS.values() for wording in wordings] + list(STRANGE)
     lines = [prompt.format(word) for word in words for prompt in (SEGMENT_PROMPT, PRESENCE_PROMPT)]
     lines += [DESCRIBE_PROMPT, SEGMENT_ANSWER, ABSENT_ANSWER, "user", "assistant"]
     lines += [f"{YES}.", f"{NO}.", DESCRIPTION, *PHRASES.values(), ", and"] * 20  # often enough to be pieces of their own
+    return make_tokenizer(lines, vocab_size)
+
+
+def make_tokenizer(lines: Sequence[str], vocab_size: int) -> bytes:
+    """A sentencepiece model of these lines, laid out as InternLM2's: <unk>, <s>, </s>, bytes, pieces, chat markers."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import torch
 from torch import nn
 
@@ -18,6 +16,7 @@ from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.language import LanguageModel
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
+from geopixel.training import make_tokenizer
 
 LANGUAGE = LanguageConfig(
     24, hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2, rope_theta=1e4, max_positions=512, plora_rank=4, plora_alpha=8.0
@@ -75,21 +74,7 @@ def language_model(seed: int = 0, config: LanguageConfig = LANGUAGE) -> Language
 def tokenizer_model() -> bytes:
     """A sentencepiece model with InternLM2's layout: <unk>, <s>, </s>, bytes, pieces, chat markers."""
     lines = [SEGMENT_PROMPT, SEGMENT_ANSWER, "user", "assistant", "a tank and two ships at the pier", "the roofs of houses", "a road", "no water"]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=340,
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        hard_vocab_limit=False,
-        user_defined_symbols=[f"[UNUSED_TOKEN_{i}]" for i in range(140, 147)],
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return make_tokenizer(lines, 340)
 
 
 @cache
