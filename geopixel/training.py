@@ -64,9 +64,8 @@ PIXEL_METRES = (0.4, 1.3)
 SCENE_SIZE = 1536
 SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
-SHARPEN_SEG, SHARPEN_DICE = 3.0, 2.0
-"""Weights in the last stage, of [SEG] among the answer's tokens and of Dice: a thing that is denied is a hole in the map, and small and thin
-things are first found with too little confidence to be drawn."""
+SHARPEN_DICE = 2.0
+"""Weight of Dice in the last stage: small and thin things are first found with too little confidence to be drawn."""
 
 
 def nano_config(vocab_size: int) -> GeoPixelConfig:
@@ -275,9 +274,7 @@ def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -
     return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
 
 
-def forward_loss(
-    network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, seg_weight: float = 1.0, dice_weight: float = DICE_WEIGHT
-) -> Losses:
+def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, dice_weight: float) -> Losses:
     """Losses of a batch of examples. The questions of an image are packed behind its tokens, as generation packs them."""
     language = network.language
     images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
@@ -308,9 +305,7 @@ def forward_loss(
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
     probed = probes.cell_loss(views, batch) + probes.map_loss(features, batch)
     answered = labels != IGNORED
-    weight = torch.ones(network.config.language.vocab_size)
-    weight[seg] = seg_weight
-    words = answer_loss(language.output(hidden[answered]), labels[answered], weight)
+    words = answer_loss(language.output(hidden[answered]), labels[answered])
     is_seg = (ids == seg) & (segments != PADDING)
     owner = torch.nonzero(is_seg)[:, 0]
     if not len(owner):
@@ -356,8 +351,8 @@ def train_nano(
         loader = DataLoader(examples, batch_size=batch, num_workers=1, collate_fn=list, prefetch_factor=4)
         loss: Callable[[list[Example]], Losses] = partial(tower_loss, network, probes)
         if stage > 0:
-            seg_weight, dice_weight = (SHARPEN_SEG, SHARPEN_DICE) if stage == 2 else (1.0, DICE_WEIGHT)
-            loss = partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg, seg_weight=seg_weight, dice_weight=dice_weight)
+            dice_weight = SHARPEN_DICE if stage == 2 else DICE_WEIGHT
+            loss = partial(forward_loss, network, probes, bos=tokenizer.bos, seg=tokenizer.seg, dice_weight=dice_weight)
         parameters = [parameter for parameter in (*network.parameters(), *probes.parameters()) if parameter.requires_grad]
         final = fit(parameters, loader, loss, learning_rate, lambda line: report(f"{(time.monotonic() - began) / 60:.1f} min: {line}"))
     save_checkpoint(out, network, proto, torch.float16)

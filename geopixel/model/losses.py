@@ -12,10 +12,9 @@ IGNORED = -100
 """Label of tokens that the loss does not look at."""
 
 
-def answer_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of logits (tokens, vocabulary) against labels (tokens,), already aligned; IGNORED labels do not count.
-    weight (vocabulary,): of each label in that mean; None: all the same, as published."""
-    return F.cross_entropy(logits.float(), labels, weight, ignore_index=IGNORED)
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (tokens, vocabulary) against labels (tokens,), already aligned; IGNORED labels do not count."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
