@@ -1,5 +1,5 @@
 # make map    install, render the demo scenes, map them, check and score the map: runs/demo
-# make test   what CI runs: ruff, mypy, pytest
+# make test   what CI runs: ruff, mypy, pytest in two processes of one thread each
 # make install makes .venv alone. Another interpreter: make PYTHON=python3.12 ...
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ map: .venv/.installed
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 install: .venv/.installed
 

@@ -34,6 +34,7 @@ def read_area(text: str, warn: Callable[[str], None]) -> Polygon | MultiPolygon:
     """
     name = f"area {_short(text)!r}"
     if _is_file(path := Path(text).expanduser()):
+        name = f"area {text!r}"
         layers = _read_file(path, name, warn)
     elif (numbers := _numbers(text)) is not None:
         return _box(numbers, name)

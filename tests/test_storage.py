@@ -96,7 +96,7 @@ def test_the_ledger_works_on_it(folder: Folder) -> None:
     grid = Grid("EPSG:3857", 0.3)
     tiles = [Tile(grid, 512, column, -1, "outside" if column == 0 else None) for column in range(4)]
     ledger.store_plan(folder, tiles)
-    assert ledger.load_plan(folder) == tiles
+    assert list(ledger.load_plan(folder)) == tiles
     assert [ledger.begin_attempt(folder, tiles[1].id) for _ in range(2)] == [1, 2]
     valid = np.zeros((640, 640), bool)
     valid[:100] = True
