@@ -31,6 +31,7 @@ from scipy.ndimage import binary_erosion
 
 from geopixel import polygonize
 from geopixel.errors import ReadError
+from geopixel.model import config
 from geopixel.publish import COLOURS, INK, PAPER
 from geopixel.raster import read_scenes
 from geopixel.types import Asset, Grid, Scene, Source
@@ -131,7 +132,7 @@ def default_model() -> str:
     """The model that a person is given who names none."""
     import torch
 
-    return "MBZUAI/GeoPixel-7B" if torch.cuda.is_available() else "nano"
+    return config.default_model("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_picture(path: Path) -> Picture:

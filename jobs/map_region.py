@@ -31,7 +31,7 @@ def map_region(settings: MapSettings) -> int:
 
     from geopixel import distributed
     from geopixel.console import ProgressDisplay, print_plan, print_summary
-    from geopixel.model.config import read_model_config
+    from geopixel.model.config import default_model, read_model_config
     from geopixel.pipeline import MapRequest, make_plan, map_area
     from geopixel.storage import Folder
 
@@ -39,7 +39,7 @@ def map_region(settings: MapSettings) -> int:
         read_model_config(settings.model)  # an unknown model is refused before a cluster starts
     distributed.start()
     runner = distributed.RayRunner()
-    model = settings.model or ("MBZUAI/GeoPixel-7B" if runner.device == "cuda" else "nano")
+    model = settings.model or default_model(runner.device)
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
     request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from geopixel.polygonize import PARTS, _compiled, merge, stitch, trace_block
+from geopixel.polygonize import PARTS, merge, stitch, trace_block
+from geopixel.polygonize.runs import compiled
 
 DIAGONAL = np.kron(np.eye(4, dtype=bool), np.ones((2, 2), bool))
 """Squares that touch at corners only, some of them where four blocks of 4 meet."""
@@ -212,10 +213,10 @@ def test_parts_that_overlap_are_refused() -> None:
             stitch(pa.concat_tables(parts))
 
 
-def test_what_has_no_place_in_a_cache_is_compiled_all_the_same() -> None:
+def test_what_has_no_place_in_a_cache_iscompiled_all_the_same() -> None:
     names: dict[str, Any] = {}
     exec("def double(x):\n    return 2 * x", names)  # of no file that a cache could lie beside
-    assert _compiled(names["double"])(21) == 42
+    assert compiled(names["double"])(21) == 42
 
 
 def test_nothing_gives_an_empty_table() -> None:

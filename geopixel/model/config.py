@@ -189,6 +189,11 @@ def read_config(folder: Path) -> GeoPixelConfig:
         raise CheckpointError(f"no model configuration in {folder}: {error}") from error
 
 
+def default_model(device: str) -> str:
+    """The model for who names none, by what it will run on: cuda or cpu."""
+    return "MBZUAI/GeoPixel-7B" if device == "cuda" else "nano"
+
+
 def find_model(name: str, *, weights: bool = True) -> Path:
     """The folder of a model by its name: nano, a folder, or a hub id, of which configuration, tokenizer and weights are downloaded (without
     weights, the configuration alone). Raises CheckpointError where there is none."""
