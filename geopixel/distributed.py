@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.util.dask import ray_dask_get
@@ -23,6 +24,10 @@ ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
+
+
+_CODEC = pa.Codec("lz4_raw")
+"""Of the plane of scenes, which hardly ever changes within a tile."""
 
 
 def start() -> None:
@@ -76,8 +81,8 @@ def _see(row: dict[str, Any], run: Run) -> dict[str, Any]:
     seen = see_tile(run, Tile(run.grid, row["size"], row["column"], row["row"]))
     picture = seen.picture
     if isinstance(picture, TilePrediction):
-        return row | {"rgb": b"", "valid": b"", "reason": picture.reason, "read_seconds": seen.read_seconds}
-    return row | {"rgb": picture.rgb.tobytes(), "valid": np.packbits(picture.valid).tobytes(), "reason": "", "read_seconds": seen.read_seconds}
+        return row | {"rgb": b"", "scene": b"", "reason": picture.reason, "read_seconds": seen.read_seconds}
+    return row | {"rgb": picture.rgb.tobytes(), "scene": _CODEC.compress(picture.scene, asbytes=True), "reason": "", "read_seconds": seen.read_seconds}
 
 
 class _Look:
@@ -90,19 +95,19 @@ class _Look:
         self.predictor = Predictor.load(run.request.model, run.request.prompts)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        names = ("size", "column", "row", "rgb", "valid", "reason", "read_seconds")
+        names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds")
         seen = []
-        for size, column, row, rgb, valid, reason, seconds in zip(*(batch[name] for name in names), strict=True):
+        for size, column, row, rgb, scene, reason, seconds in zip(*(batch[name] for name in names), strict=True):
             tile = Tile(self.grid, int(size), int(column), int(row))
-            seen.append(Seen(_picture(tile, rgb, valid) if rgb else TilePrediction(tile.id, "failed", reason=reason), float(seconds)))
+            seen.append(Seen(_picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason), float(seconds)))
         receipts = list(predict_tiles(self.folder, self.predictor, seen))
         return {one.name: [getattr(receipt, one.name) for receipt in receipts] for one in fields(TileReceipt)}
 
 
-def _picture(tile: Tile, rgb: bytes, valid: bytes) -> TileImage:
+def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
-    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=height * width)
-    return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), bits.view(np.bool_).reshape(height, width))
+    origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
+    return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
 
 
 @ray.remote(num_cpus=1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from geopixel.raster import read_scenes
+from geopixel.raster import read_origins
 from geopixel.types import Scene, Tile, TileImage
 
 
 def read_tile(tile: Tile, scenes: Sequence[Scene]) -> TileImage:
-    """Core and halo of the tile as (height, width, 3) uint8 colours and a (height, width) bool mask, True where observed.
+    """Core and halo of the tile: its colours, and which item each pixel is from.
 
     Ground that no scene covers is not valid, which is no error. Raises ReadError for a file that cannot be read.
     """
-    rgb, valid = read_scenes(scenes, tile.geobox)
-    return TileImage(tile, rgb, valid)
+    return TileImage(tile, *read_origins(scenes, tile.geobox))

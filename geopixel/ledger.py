@@ -35,8 +35,9 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("logits", pa.binary()),  # int8, C order
         pa.field("logits_shape", pa.list_(pa.int32())),  # prompts, height, width
-        pa.field("valid", pa.binary()),  # bits, C order, first pixel in the highest bit (numpy.packbits)
-        pa.field("valid_shape", pa.list_(pa.int32())),  # height, width
+        pa.field("scene", pa.binary()),  # uint16 little-endian, C order
+        pa.field("scene_shape", pa.list_(pa.int32())),  # height, width
+        pa.field("scores", pa.list_(pa.float32())),  # by prompt; NaN where the prompt has no mask
     ]
 )
 
@@ -67,15 +68,16 @@ def load_plan(folder: Folder) -> Tiles:
 
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
     """Puts the prediction under its state; any other state supersedes an earlier failure. Equal predictions are equal bytes."""
-    logits, valid = prediction.logits, prediction.valid
+    logits, scene = prediction.logits, prediction.scene
     row = {
         "tile_id": prediction.tile_id,
         "state": prediction.state,
         "reason": prediction.reason,
         "logits": None if logits is None else logits.tobytes(),
         "logits_shape": None if logits is None else logits.shape,
-        "valid": None if valid is None else np.packbits(valid).tobytes(),
-        "valid_shape": None if valid is None else valid.shape,
+        "scene": None if scene is None else scene.astype("<u2").tobytes(),
+        "scene_shape": None if scene is None else scene.shape,
+        "scores": prediction.scores,
     }
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
@@ -89,13 +91,13 @@ def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePredictio
     """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state."""
     with pa.ipc.open_file(pa.py_buffer(folder.get(_path(tile_id, state)))) as reader:
         row = reader.read_all().to_pylist()[0]
-    logits = valid = None
+    logits = scene = scores = None
     if row["logits"] is not None:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
-    if row["valid"] is not None:
-        height, width = row["valid_shape"]
-        valid = np.unpackbits(np.frombuffer(row["valid"], np.uint8), count=height * width).view(np.bool_).reshape(height, width)
-    return TilePrediction(row["tile_id"], row["state"], logits, valid, row["reason"])
+        scores = np.array(row["scores"], np.float32)
+    if row["scene"] is not None:
+        scene = np.frombuffer(row["scene"], "<u2").reshape(row["scene_shape"])
+    return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"])
 
 
 def read_states(folder: Folder, tiles: Sequence[Tile]) -> dict[str, State]:

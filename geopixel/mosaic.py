@@ -24,7 +24,7 @@ from zarr.errors import ZarrUserWarning
 
 from geopixel.errors import RunConflictError
 from geopixel.storage import Folder
-from geopixel.types import ABSENT, BLOCK_SIZE, CONFIDENCE_LEVELS, HALO, LOGIT_SCALE, STATUS_CODES, Block, Tile, TilePrediction
+from geopixel.types import ABSENT, BLOCK_SIZE, CLOUDED, CONFIDENCE_LEVELS, HALO, LOGIT_SCALE, NO_SCENE, STATUS_CODES, Block, Tile, TilePrediction
 
 MASKS = "masks.zarr"
 NONE = 255
@@ -167,9 +167,10 @@ def block_status(block: Block, tiles: Iterable[Tile], predictions: Mapping[str, 
             continue
         prediction = predictions[tile.id]
         status[rows, columns] = STATUS_CODES[prediction.state]
-        if prediction.valid is not None:
-            core = prediction.valid[HALO:-HALO, HALO:-HALO]
-            status[rows, columns][~core[tile_rows, tile_columns]] = STATUS_CODES["nodata"]
+        if prediction.scene is not None:
+            core = prediction.scene[HALO:-HALO, HALO:-HALO][tile_rows, tile_columns]
+            status[rows, columns][core == NO_SCENE] = STATUS_CODES["nodata"]
+            status[rows, columns][core == CLOUDED] = STATUS_CODES["cloud"]
     if not shapely.contains_properly(area, block.geobox.extent.geom):
         outside = rasterio.features.geometry_mask([area], status.shape, block.geobox.affine)
         status[outside] = STATUS_CODES["outside"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from geopixel.model import Answer, GeoPixel
-from geopixel.types import ABSENT, LOGIT_SCALE, TileImage, TilePrediction
+from geopixel.types import ABSENT, CLOUDED, LOGIT_SCALE, TileImage, TilePrediction
 
 
 class Predictor:
@@ -38,18 +38,23 @@ class Predictor:
         return f"{self.model.device.type} {str(self.model.dtype).removeprefix('torch.')} {self.model.attention}"
 
     def predict(self, images: Sequence[TileImage]) -> list[TilePrediction]:
-        """Per tile: ok where the model finds any of the prompts, empty where it finds none, nodata where no pixel was observed."""
-        observed = [image.rgb for image in images if image.valid.any()]
-        answers = iter(self.model.segment(observed, self.prompts) if observed else ())
-        return [
-            self._prediction(image, next(answers)) if image.valid.any() else TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
-            for image in images
-        ]
+        """Per tile: ok where the model finds any of the prompts, empty where it finds none, cloud or nodata where no pixel was observed."""
+        observed = [image.valid.any() for image in images]
+        seen = [image.rgb for image, is_seen in zip(images, observed, strict=True) if is_seen]
+        answers = iter(self.model.segment(seen, self.prompts) if seen else ())
+        return [self._prediction(image, next(answers)) if is_seen else _unseen(image) for image, is_seen in zip(images, observed, strict=True)]
 
     def _prediction(self, image: TileImage, answers: Sequence[Answer]) -> TilePrediction:
         if not any(len(answer.logits) for answer in answers):
-            return TilePrediction(image.tile.id, "empty", valid=image.valid)
-        return TilePrediction(image.tile.id, "ok", logits=np.stack([quantise(answer) for answer in answers]), valid=image.valid)
+            return TilePrediction(image.tile.id, "empty", scene=image.scene)
+        scores = np.array([answer.scores.max(initial=-np.inf) if len(answer.logits) else np.nan for answer in answers], np.float32)
+        return TilePrediction(image.tile.id, "ok", np.stack([quantise(answer) for answer in answers]), image.scene, scores)
+
+
+def _unseen(image: TileImage) -> TilePrediction:
+    if (image.scene == CLOUDED).any():
+        return TilePrediction(image.tile.id, "cloud", reason="only clouds were observed")
+    return TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
 
 
 def quantise(answer: Answer) -> np.ndarray:

@@ -26,7 +26,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform
 
 from geopixel.errors import ReadError
-from geopixel.types import Asset, Scene, Source
+from geopixel.types import CLOUDED, NO_SCENE, Asset, Scene, Source
 
 REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # do not list the bucket in search of sidecar files
@@ -53,9 +53,17 @@ WARP_OPTIONS: dict[str, Any] = {
 
 
 def read_scenes(scenes: Sequence[Scene], geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the scenes on geobox: the first valid pixel wins, scene by scene, source by source.
+    """Colours of the scenes on geobox, as read_origins has them: rgb (height, width, 3) uint8, 0 where not valid, and valid (height, width) bool,
+    True where a pixel was observed."""
+    rgb, origin = read_origins(scenes, geobox)
+    return rgb, origin < CLOUDED
 
-    Returns rgb (height, width, 3) uint8, 0 where not valid, and valid (height, width) bool, True where a pixel was observed.
+
+def read_origins(scenes: Sequence[Scene], geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of the scenes on geobox, and where they are from: the first valid pixel wins, scene by scene, source by source.
+
+    Returns rgb (height, width, 3) uint8, 0 where not valid, and origin (height, width) uint16, the index of the pixel's source, counted
+    through the sources of all scenes in order; NO_SCENE where none has a valid pixel.
     On the raster's own grid the pixels are the file's; on another they are bilinear, and valid is that of the nearest source
     pixel; on a grid more than DOWNSAMPLED times coarser they are averages of the valid source pixels (of the overview that fits),
     and valid where there is one. Raw values are stretched linearly, Scene.stretch -> 0..255, half up.
@@ -64,16 +72,18 @@ def read_scenes(scenes: Sequence[Scene], geobox: GeoBox) -> tuple[np.ndarray, np
     Raises ReadError, naming the file and why, for one that cannot be opened, read, placed on Earth or shown in 8 bits.
     """
     rgb = np.zeros((*geobox.shape, 3), np.uint8)
-    valid = np.zeros(geobox.shape, np.bool_)
+    origin = np.full(geobox.shape, NO_SCENE, np.uint16)
+    index = {id(source): index for index, source in enumerate(source for scene in scenes for source in scene.sources)}
     for scene in scenes_near(scenes, geobox):
         for source in scene.sources:
-            if valid.all():
-                return rgb, valid
+            missing = origin == NO_SCENE
+            if not missing.any():
+                return rgb, origin
             colours, seen = _read_source(source, geobox, scene)
-            new = seen & ~valid
+            new = seen & missing
             rgb[new] = colours[new]
-            valid |= new
-    return rgb, valid
+            origin[new] = index[id(source)]
+    return rgb, origin
 
 
 def scenes_near(scenes: Sequence[Scene], geobox: GeoBox) -> list[Scene]:

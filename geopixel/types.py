@@ -30,6 +30,9 @@ HALO = 64
 convolved with a box of 2 * HALO, and the convolved cores of any tiling of the plane sum to one at every pixel."""
 BLOCK_SIZE = 4096
 
+NO_SCENE, CLOUDED = 65535, 65534
+"""In a plane of scenes: no item has data here; the items that have some show only cloud or its shadow. Smaller values are indexes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asset:
@@ -258,15 +261,20 @@ class TileImage:
     tile: Tile
     rgb: np.ndarray
     """(height, width, 3) uint8; 0 where not valid."""
-    valid: np.ndarray
-    """(height, width) bool; True: the pixel was observed."""
+    scene: np.ndarray
+    """(height, width) uint16: which item the pixel is from, counted through the sources of all scenes in order; CLOUDED or NO_SCENE where not valid."""
 
     def __post_init__(self) -> None:
         shape = self.tile.geobox.shape
         if self.rgb.dtype != np.uint8 or self.rgb.shape != (*shape, 3):
             raise ValueError(f"rgb must be uint8 {(*shape, 3)}, got {self.rgb.dtype} {self.rgb.shape}")
-        if self.valid.dtype != np.bool_ or self.valid.shape != tuple(shape):
-            raise ValueError(f"valid must be bool {tuple(shape)}, got {self.valid.dtype} {self.valid.shape}")
+        if self.scene.dtype != np.uint16 or self.scene.shape != tuple(shape):
+            raise ValueError(f"scene must be uint16 {tuple(shape)}, got {self.scene.dtype} {self.scene.shape}")
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(height, width) bool; True: the pixel was observed."""
+        return self.scene < CLOUDED
 
 
 LOGIT_SCALE = 8.0
@@ -283,21 +291,25 @@ class TilePrediction:
 
     tile_id: str
     state: State
-    """ok, empty, nodata or failed."""
+    """ok, empty, nodata, cloud or failed."""
     logits: np.ndarray | None = None
     """(prompts, h, w) int8, LOGIT_SCALE per unit, positive inside the object, ABSENT where the prompt is not there; only with state ok."""
-    valid: np.ndarray | None = None
-    """(height, width) bool on the tile's GeoBox; True: the pixel was observed; with states ok and empty."""
+    scene: np.ndarray | None = None
+    """(height, width) uint16 on the tile's GeoBox, as TileImage has it; with states ok and empty."""
+    scores: np.ndarray | None = None
+    """(prompts,) float32: the model's own estimate, 0..1, of how well its mask of the prompt fits, NaN where it has none; with logits."""
     reason: str = ""
-    """Why, for nodata and failed."""
+    """Why, for nodata, cloud and failed."""
 
     def __post_init__(self) -> None:
-        if self.state not in ("ok", "empty", "nodata", "failed"):
-            raise ValueError(f"a prediction is ok, empty, nodata or failed, got {self.state}")
+        if self.state not in ("ok", "empty", "nodata", "cloud", "failed"):
+            raise ValueError(f"a prediction is ok, empty, nodata, cloud or failed, got {self.state}")
         if (self.logits is not None) != (self.state == "ok"):
             raise ValueError(f"logits go with state ok and only with it, got state {self.state} for tile {self.tile_id}")
-        if (self.valid is not None) != (self.state in ("ok", "empty")):
-            raise ValueError(f"valid goes with states ok and empty and only with them, got state {self.state} for tile {self.tile_id}")
+        if (self.scene is not None) != (self.state in ("ok", "empty")):
+            raise ValueError(f"scene goes with states ok and empty and only with them, got state {self.state} for tile {self.tile_id}")
+        if (self.scores is not None) != (self.logits is not None):
+            raise ValueError(f"scores go with logits and only with them, got state {self.state} for tile {self.tile_id}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from geopixel import ledger
 from geopixel.storage import Folder
-from geopixel.types import STATES, Grid, Tile, TilePrediction
+from geopixel.types import CLOUDED, NO_SCENE, STATES, Grid, Tile, TilePrediction
 
 GRID = Grid("EPSG:32645", 0.3)
 TILES = [
@@ -34,14 +34,17 @@ def folder(tmp_path: Path) -> Folder:
 def prediction(tile: Tile, state: str, seed: int = 0) -> TilePrediction:
     random = np.random.default_rng(seed)
     edge = tile.size + 128
-    valid = random.random((edge, edge)) < 0.5 if state in ("ok", "empty") else None
+    scene = random.choice(np.array([0, 7, CLOUDED, NO_SCENE], np.uint16), (edge, edge)) if state in ("ok", "empty") else None
     logits = random.integers(-128, 128, (2, 16, 16), dtype=np.int8) if state == "ok" else None
-    return TilePrediction(tile.id, state, logits, valid, "cannot open b.tif" if state in ("failed", "nodata") else "")  # type: ignore[arg-type]
+    scores = np.array([random.random(), np.nan], np.float32) if state == "ok" else None
+    return TilePrediction(tile.id, state, logits, scene, scores, "cannot open b.tif" if state in ("failed", "nodata") else "")  # type: ignore[arg-type]
 
 
 def equal(a: TilePrediction, b: TilePrediction) -> bool:
-    same = [np.array_equal(x, y) and x.dtype == y.dtype for x, y in ((a.logits, b.logits), (a.valid, b.valid)) if x is not None and y is not None]
-    return (a.tile_id, a.state, a.reason, a.logits is None, a.valid is None) == (b.tile_id, b.state, b.reason, b.logits is None, b.valid is None) and all(same)
+    for x, y in ((a.logits, b.logits), (a.scene, b.scene), (a.scores, b.scores)):
+        if (x is None) != (y is None) or (x is not None and y is not None and (x.tobytes() != y.tobytes() or x.dtype != y.dtype)):
+            return False
+    return (a.tile_id, a.state, a.reason) == (b.tile_id, b.state, b.reason)
 
 
 def test_a_plan_comes_back_in_order_and_as_equal_bytes(folder: Folder) -> None:
@@ -103,16 +106,16 @@ def test_a_prediction_comes_back_and_a_retry_is_equal_bytes(tmp_path_factory: py
 def test_arrays_of_any_memory_order_are_stored_alike(folder: Folder) -> None:
     plain = prediction(ONE, "ok")
     assert plain.logits is not None
-    assert plain.valid is not None
+    assert plain.scene is not None
     ledger.store_prediction(folder, plain)
     data = folder.get(folder.list()[0])
-    ledger.store_prediction(folder, TilePrediction(ONE.id, "ok", np.asfortranarray(plain.logits), np.asfortranarray(plain.valid)))
+    ledger.store_prediction(folder, TilePrediction(ONE.id, "ok", np.asfortranarray(plain.logits), np.asfortranarray(plain.scene), plain.scores))
     assert folder.get(folder.list()[0]) == data
 
 
-def test_valid_takes_a_bit_a_pixel(folder: Folder) -> None:
-    ledger.store_prediction(folder, prediction(ONE, "empty"))
-    assert len(folder.get(folder.list()[0])) < 640 * 640 / 8 + 4096
+def test_a_plane_of_one_scene_takes_hardly_any_room(folder: Folder) -> None:
+    ledger.store_prediction(folder, TilePrediction(ONE.id, "empty", scene=np.full((640, 640), 3, np.uint16)))
+    assert len(folder.get(folder.list()[0])) < 4096
 
 
 def test_states_are_the_plans_own_and_what_is_stored(folder: Folder) -> None:

@@ -32,7 +32,7 @@ from geopixel.mosaic import (
     write_block,
 )
 from geopixel.storage import Folder
-from geopixel.types import ABSENT, BLOCK_SIZE, HALO, LOGIT_SCALE, STATUS_CODES, TILE_SIZES, Block, Grid, Tile, TilePrediction
+from geopixel.types import ABSENT, BLOCK_SIZE, HALO, LOGIT_SCALE, NO_SCENE, STATUS_CODES, TILE_SIZES, Block, Grid, Tile, TilePrediction
 
 GRID = Grid("EPSG:32645", 0.5)
 EVERYWHERE = shapely.box(-1e7, -1e7, 1e7, 1e7)
@@ -40,8 +40,8 @@ EVERYWHERE = shapely.box(-1e7, -1e7, 1e7, 1e7)
 
 def prediction(tile: Tile, logit: np.ndarray | None, valid: np.ndarray | None = None) -> TilePrediction:
     """logit: (prompts, h, w) int8; None: the tile is empty."""
-    valid = np.ones(tile.geobox.shape, bool) if valid is None else valid
-    return TilePrediction(tile.id, "empty" if logit is None else "ok", logit, valid)
+    scene = np.zeros(tile.geobox.shape, np.uint16) if valid is None else np.where(valid, 0, NO_SCENE).astype(np.uint16)
+    return TilePrediction(tile.id, "empty" if logit is None else "ok", logit, scene, None if logit is None else np.ones(len(logit), np.float32))
 
 
 def constant(tile: Tile, *levels: int) -> TilePrediction:

@@ -173,13 +173,13 @@ class Recorder:
         self.groups.append([image.tile.id for image in images])
         if any(image.tile.id == self.unbearable for image in images):
             raise RuntimeError("too much")
-        return [TilePrediction(image.tile.id, "empty", valid=image.valid) for image in images]
+        return [TilePrediction(image.tile.id, "empty", scene=image.scene) for image in images]
 
 
 def pictures(count: int) -> list[Seen]:
     tiles = [Tile(Grid("EPSG:32633", 0.5), 512, column, 0) for column in range(count)]
     edge = 512 + 2 * HALO
-    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.ones((edge, edge), np.bool_)), 0.1) for tile in tiles]
+    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1) for tile in tiles]
 
 
 def ids(seen: Sequence[Seen]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from geopixel.errors import CheckpointError
 from geopixel.model import Answer
 from geopixel.prediction import Predictor, quantise
-from geopixel.types import ABSENT, HALO, LOGIT_SCALE, Grid, Tile, TileImage
+from geopixel.types import ABSENT, CLOUDED, HALO, LOGIT_SCALE, NO_SCENE, Grid, Tile, TileImage
 
 TILE = Tile(Grid("EPSG:32633", 0.5), 512, 3, -7)
 EDGE = 512 + 2 * HALO
@@ -25,20 +25,26 @@ def answer(logits: np.ndarray) -> Answer:
 
 
 def test_a_tile_without_pixels_is_nodata(predictor: Predictor) -> None:
-    blank = TileImage(TILE, np.zeros((EDGE, EDGE, 3), np.uint8), np.zeros((EDGE, EDGE), np.bool_))
+    blank = TileImage(TILE, np.zeros((EDGE, EDGE, 3), np.uint8), np.full((EDGE, EDGE), NO_SCENE, np.uint16))
     prediction = predictor.predict([blank])[0]
-    assert (prediction.state, prediction.logits, prediction.valid) == ("nodata", None, None)
+    assert (prediction.state, prediction.logits, prediction.scene) == ("nodata", None, None)
     assert prediction.reason
+
+
+def test_a_tile_of_which_only_clouds_are_seen_is_cloud(predictor: Predictor) -> None:
+    scene = np.full((EDGE, EDGE), NO_SCENE, np.uint16)
+    scene[3, 4] = CLOUDED
+    assert predictor.predict([TileImage(TILE, np.zeros((EDGE, EDGE, 3), np.uint8), scene)])[0].state == "cloud"
 
 
 def test_a_tile_gives_equal_logits_each_time(predictor: Predictor) -> None:
     from geopixel.demo import render_scene
 
     rgb = render_scene(1_000_002, size=EDGE, gsd=0.5).rgb
-    valid = np.ones((EDGE, EDGE), np.bool_)
-    first, second = (predictor.predict([TileImage(TILE, rgb, valid)])[0] for _ in range(2))
+    scene = np.full((EDGE, EDGE), 2, np.uint16)
+    first, second = (predictor.predict([TileImage(TILE, rgb, scene)])[0] for _ in range(2))
     assert first.state in ("ok", "empty")
-    assert (first.valid == valid).all()  # type: ignore[union-attr]
+    assert (first.scene == scene).all()  # type: ignore[union-attr]
     if first.logits is not None:
         assert first.logits.shape == (2, 128, 128)
         np.testing.assert_array_equal(first.logits, second.logits)

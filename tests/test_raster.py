@@ -27,8 +27,8 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from geopixel.errors import ReadError
-from geopixel.raster import _signed, read_scenes, scenes_near
-from geopixel.types import Asset, Grid, Scene, Source
+from geopixel.raster import _signed, read_origins, read_scenes, scenes_near
+from geopixel.types import NO_SCENE, Asset, Grid, Scene, Source
 
 WORLD = shapely.box(-180, -90, 180, 90)
 GRID = Grid("EPSG:32618", 10.0)
@@ -486,3 +486,17 @@ def test_a_file_across_the_antimeridian_is_seen_from_both_sides(shared: Path) ->
     for west in (179.6, -180.0):
         _, valid = read_scenes([scene(path, stretch=(0, 10000))], GeoBox.from_bbox((west, 51.5, west + 0.4, 52), "EPSG:4326", shape=50))
         assert valid.any()
+
+
+def test_the_item_of_every_pixel_is_known(tmp_path: Path) -> None:
+    """Counted through all sources in order, those that are elsewhere included."""
+    pixels = np.full((3, *HERE.shape), 50, np.uint8)
+    pixels[:, :, :10] = 0
+    away = Scene("c", "2020-01-02", (Source("away", shapely.box(-10, -10, -9, -9), (Asset(str(tmp_path / "not there.tif"), (1, 2, 3)),)),))
+    half, full = write(tmp_path / "half.tif", pixels, nodata=0), write(tmp_path / "full.tif", np.full_like(pixels, 60), nodata=0)
+    rgb, origin = read_origins([away, scene(half, full)], HERE)
+    width = HERE.shape[1]
+    expected = np.broadcast_to(np.where(np.arange(width) < 10, 2, 1), HERE.shape)
+    np.testing.assert_array_equal(origin, expected)
+    np.testing.assert_array_equal(rgb[..., 0], np.where(expected == 2, 60, 50))
+    assert (read_origins([away], HERE)[1] == NO_SCENE).all()

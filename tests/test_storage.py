@@ -98,13 +98,12 @@ def test_the_ledger_works_on_it(folder: Folder) -> None:
     ledger.store_plan(folder, tiles)
     assert list(ledger.load_plan(folder)) == tiles
     assert [ledger.begin_attempt(folder, tiles[1].id) for _ in range(2)] == [1, 2]
-    valid = np.zeros((640, 640), bool)
-    valid[:100] = True
+    scene = np.zeros((640, 640), np.uint16)
     logits = np.arange(2 * 16 * 16).astype(np.int8).reshape(2, 16, 16)
     ledger.store_prediction(folder, TilePrediction(tiles[1].id, "failed", reason="no such file"))
-    ledger.store_prediction(folder, TilePrediction(tiles[1].id, "ok", logits, valid))
+    ledger.store_prediction(folder, TilePrediction(tiles[1].id, "ok", logits, scene, np.ones(2, np.float32)))
     ledger.end_attempts(folder, tiles[1].id)
-    ledger.store_prediction(folder, TilePrediction(tiles[2].id, "empty", None, valid))
+    ledger.store_prediction(folder, TilePrediction(tiles[2].id, "empty", scene=scene))
     ledger.store_prediction(folder, TilePrediction(tiles[3].id, "failed", reason="broken"))
     states = ledger.read_states(folder, tiles)
     assert [states[tile.id] for tile in tiles] == ["outside", "ok", "empty", "failed"]

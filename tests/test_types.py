@@ -116,11 +116,11 @@ def test_bands_may_come_from_several_assets() -> None:
         (lambda: Grid("EPSG:32645", float("nan")), "nan"),
         (lambda: Tile(GRID, 700, 0, 0), "700"),
         (lambda: Tile(GRID, 512, 0, 0, "ok"), "ok"),
-        (lambda: TilePrediction("t", "cloud"), "cloud"),
-        (lambda: TilePrediction("t", "ok", valid=np.ones((2, 2), bool)), "state ok for tile t"),
-        (lambda: TilePrediction("t", "failed", valid=np.ones((2, 2), bool)), "state failed for tile t"),
+        (lambda: TilePrediction("t", "outside"), "outside"),
+        (lambda: TilePrediction("t", "ok", scene=np.ones((2, 2), np.uint16)), "state ok for tile t"),
+        (lambda: TilePrediction("t", "failed", scene=np.ones((2, 2), np.uint16)), "state failed for tile t"),
         (lambda: TilePrediction("t", "empty"), "state empty for tile t"),
-        (lambda: TilePrediction("t", "empty", np.zeros((1, 2, 2), np.int8), np.ones((2, 2), bool)), "state empty for tile t"),
+        (lambda: TilePrediction("t", "empty", np.zeros((1, 2, 2), np.int8), np.ones((2, 2), np.uint16)), "state empty for tile t"),
     ],
 )
 def test_a_wrong_value_is_refused_and_named(make, told: str) -> None:
@@ -130,8 +130,8 @@ def test_a_wrong_value_is_refused_and_named(make, told: str) -> None:
 
 def test_tile_image_has_the_shape_of_its_tile() -> None:
     tile = Tile(GRID, 512, 0, 0)
-    rgb, valid = np.zeros((640, 640, 3), np.uint8), np.ones((640, 640), bool)
-    TileImage(tile, rgb, valid)
-    for bad_rgb, bad_valid in ((rgb[1:], valid), (rgb.astype(float), valid), (rgb, valid[1:]), (rgb, valid.astype(np.uint8))):
+    rgb, scene = np.zeros((640, 640, 3), np.uint8), np.zeros((640, 640), np.uint16)
+    TileImage(tile, rgb, scene)
+    for bad_rgb, bad_scene in ((rgb[1:], scene), (rgb.astype(float), scene), (rgb, scene[1:]), (rgb, scene.astype(np.uint8))):
         with pytest.raises(ValueError, match="must be"):
-            TileImage(tile, bad_rgb, bad_valid)
+            TileImage(tile, bad_rgb, bad_scene)
