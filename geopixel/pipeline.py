@@ -171,13 +171,12 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     found, dropped = _trace(run, folder, blocks)
     counts, features_found = ledger.recount(tiles, states), {prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts}
     ledger.store_coverage(folder, tiles)
-    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
-    publish.store_item(folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=features_found, tiles=counts)
+    backdrop = publish.read_backdrop(run.scenes, run.grid, run.area)
     failed = [tile for tile in tiles if states[tile.id] == "failed"]
-    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=found, prompts=request.prompts, failed=failed)
+    publish.draw_quicklook(
+        folder, backdrop, area=run.area, features=found, prompts=request.prompts, failed=failed, scenes=run.scenes, model=request.model
+    )
     clock["end"] = time.monotonic()
-    progress("publish", 1, 1)
-
     stages = list(clock)
     summary = Summary(
         tiles=counts,
@@ -195,7 +194,12 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
         "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
     }
     finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
-    folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
+    ended = started | {"finished": finished, "submissions": [*started["submissions"], submission]}
+    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
+    publish.store_report(folder, backdrop, name=name, run=ended, area=run.area, tiles=tiles, scenes=run.scenes)
+    publish.store_item(folder, name=name, run=ended, area=request.area, grid=run.grid, scenes=run.scenes)
+    folder.put_json(RUN, ended)
+    progress("publish", 1, 1)
     return summary
 
 

@@ -63,6 +63,8 @@ class Source:
     """Native pixel edge in units of crs; None where the item does not say."""
     gsd: float | None = None
     """Ground sample distance in metres; None where the item does not say."""
+    href: str | None = None
+    """Where the item itself is; None where its catalog does not say."""
 
     def __post_init__(self) -> None:
         count = sum(len(asset.bands) for asset in self.assets)

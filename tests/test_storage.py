@@ -47,12 +47,14 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 def test_what_is_put_is_got_and_listed(folder: Folder) -> None:
     assert folder.list() == []
     assert folder.list("a") == []
+    assert folder.size("a") == 0
     assert not folder.exists("a/b")
     for path in ("a/b", "a/c/d", "ab", "empty"):
         folder.put(path, b"" if path == "empty" else path.encode())
     folder.put("ab", b"second")
     assert folder.list() == ["a/b", "a/c/d", "ab", "empty"]
     assert folder.list("a") == ["a/b", "a/c/d"]
+    assert folder.size("a") == len("a/b") + len("a/c/d")
     assert folder.exists("a/b")
     assert not folder.exists("a")
     assert folder.get("a/c/d") == b"a/c/d"
