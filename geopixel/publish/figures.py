@@ -4,7 +4,6 @@ what belongs to a prompt is named, so that the page can hide it. Knows what is t
 from __future__ import annotations
 
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,16 +14,18 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from bokeh.models import ColumnDataSource, HoverTool, PanTool, Range1d, ScaleBar, WheelZoomTool
+from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, PanTool, Range1d, ScaleBar, WheelZoomTool
 from bokeh.plotting import figure
 from PIL import Image
 from shapely import Geometry
 
 from geopixel.publish.backdrop import INK, OUTLINE, PAPER, SCORE, STATE_COLOURS, Backdrop, colour
-from geopixel.types import State, Tiles
+from geopixel.types import STATES, State, Tiles
 
 FEATURES_DRAWN, VERTICES_DRAWN = 12_000, 400_000
 """At most, so that a page stays below 20 MB and moves at once."""
+WIDEST = 3.0
+"""The longer side of a map to the shorter, at most."""
 SQUARES_DRAWN = 20_000
 """Of tiles, at most: where there are more, a square stands for several."""
 ATTRIBUTES = {
@@ -59,6 +60,13 @@ class Page:
         height, width = self.backdrop.geobox.shape
         across, down = self.backdrop.metres
         return width * across, height * down
+
+    @property
+    def view(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of what is shown first: all of it, and beside it what makes WIDEST of a strip."""
+        width, height = self.size
+        wide, high = max(width, height / WIDEST), max(height, width / WIDEST)
+        return (width - wide) / 2, (width + wide) / 2, (height - high) / 2, (height + high) / 2
 
     def place(self, coordinates: np.ndarray) -> np.ndarray:
         """(n, 2) x and y in the backdrop's CRS on the page, to a tenth of its pixels."""
@@ -141,18 +149,19 @@ def coverage_squares(tiles: Tiles, states: Sequence[State], reasons: Sequence[st
         if len(squares) <= SQUARES_DRAWN:
             break
         edge *= 2
-    members: list[list[int]] = [[] for _ in squares]
-    for index, square in enumerate(owner.ravel().tolist()):
-        members[square].append(index)
-    named, texts = [], []
-    for inside in members:
-        counts = Counter(states[index] for index in inside)
-        named.append("failed" if counts["failed"] else counts.most_common(1)[0][0])
-        if len(inside) == 1:
-            reason = reasons[inside[0]]
-            texts.append(f"{tiles[inside[0]].id}: {named[-1]}{f', {reason}' if reason else ''}")
+    owner = owner.ravel()
+    counts = np.zeros((len(squares), len(STATES)), np.int64)
+    np.add.at(counts, (owner, [STATES.index(state) for state in states]), 1)
+    most = np.where(counts[:, STATES.index("failed")] > 0, STATES.index("failed"), counts.argmax(axis=1))
+    first = np.zeros(len(squares), np.int64)
+    first[owner] = np.arange(len(tiles))
+    texts = []
+    for index, row in zip(first.tolist(), counts.tolist(), strict=True):
+        if sum(row) == 1:
+            texts.append(f"{tiles[index].id}: {states[index]}{f', {reasons[index]}' if reasons[index] else ''}")
         else:
-            texts.append(f"{len(inside)} tiles: " + ", ".join(f"{count} {state}" for state, count in counts.most_common()))
+            texts.append(f"{sum(row)} tiles: " + ", ".join(f"{count} {state}" for state, count in zip(STATES, row, strict=True) if count))
+    named = [STATES[index] for index in most]
     table = pd.DataFrame({"left": squares[:, 1], "top": squares[:, 2], "size": squares[:, 0], "state": named, "text": texts})
     return table, edge if len(squares) < len(tiles) else 0
 
@@ -178,21 +187,23 @@ def _ground(page: Page, name: str, picture: Image.Image) -> figure:
     sink = BytesIO()
     picture.save(sink, "jpeg", quality=_BACKDROP_QUALITY)
     width, height = page.size
+    left, right, bottom, top = page.view
     wheel = WheelZoomTool(zoom_on_axis=False, maintain_focus=False)
     plot = figure(
         sizing_mode="stretch_both",
-        x_range=Range1d(0, width),
-        y_range=Range1d(0, height),
-        tools=[PanTool(), wheel, "box_zoom", "reset", "fullscreen"],
+        x_range=Range1d(left, right),
+        y_range=Range1d(bottom, top),
+        tools=[PanTool(), wheel, BoxZoomTool(match_aspect=True), "reset"],
         active_scroll=wheel,
         toolbar_location="above",
-        match_aspect=True,
+        toolbar_inner=True,  # a bar of its own would take height from the frame, and with it the true scale
         min_border=0,
     )
     _dress(plot)
     plot.axis.visible = False
     plot.grid.visible = False
     plot.toolbar.logo = None
+    plot.toolbar.stylesheets = [":host(.bk-inner) { width: max-content !important; margin: 8px 8px 0 auto; padding: 0 4px; border-radius: 6px; }"]
     address = "data:image/jpeg;base64," + b64encode(sink.getvalue()).decode()
     plot.image_url(url=[address], x=0, y=0, w=width, h=height, anchor="bottom_left", name=name)
     bar = {"background_fill_alpha": 0.6, "background_fill_color": PAPER, "border_line_color": None, "bar_line_color": INK, "label_text_color": INK}

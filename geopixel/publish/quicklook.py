@@ -60,7 +60,7 @@ def draw_quicklook(
         _fill(picture, shapes, to_picture, colour(index))
     draw = ImageDraw.Draw(picture)
     for index, shapes in enumerate(found.values()):
-        _outline(draw, shapes, to_picture, colour(index), width=1.25)
+        _outline(draw, shapes, to_picture, colour(index), width=1.5)
     _outline(draw, shapely.get_parts(area), to_picture, OUTLINE, width=2)
 
     ground = backdrop.square_metres(area)

@@ -62,12 +62,12 @@ def store_report(folder: Folder, backdrop: Backdrop, *, name: str, run: Mapping[
     items = [serialize_json(json_item(drawing, target)) for target, drawing in drawings.items()]  # type: ignore[arg-type]
     data = f'{{"drawings": [{", ".join(items)}], "layers": {json.dumps(layers, separators=(",", ":"))}}}'
     scripts = [*Resources(mode="inline", components=["bokeh"]).js_raw, _template("report.js")]
-    width, height = page.size
+    left, right, bottom, top = page.view
     ground = backdrop.square_metres(area)
     text = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_template("report.html.jinja"))
     html = text.render(
         name=name,
-        ratio=round(width / height, 4),
+        ratio=round((right - left) / (top - bottom), 4),
         layers=_layers(features, prompts, ground),
         drawn=len(drawn),
         found=len(features),
