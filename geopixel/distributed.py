@@ -42,15 +42,21 @@ def start() -> None:
 
 
 class RayRunner:
-    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts."""
+    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts. Ray starts when there is something
+    to do: a request that is refused, or a run that is finished, needs none."""
 
-    dask_scheduler: Any = staticmethod(ray_dask_get)
+    @property
+    def dask_scheduler(self) -> Any:
+        start()
+        return ray_dask_get
 
     @property
     def device(self) -> str:
+        start()
         return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        start()
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
         resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}
@@ -69,6 +75,7 @@ class RayRunner:
             yield TileReceipt(**row)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
+        start()
         shared = ray.put((run, folder))
         waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
         while waiting:
