@@ -60,6 +60,7 @@ def test_what_is_put_is_got_and_listed(folder: Folder) -> None:
     assert folder.get("a/c/d") == b"a/c/d"
     assert folder.get("ab") == b"second"
     assert folder.get("empty") == b""
+    assert b"".join(folder.parts("ab")) == b"second"
 
 
 def test_a_missing_file_is_named_and_deleting_it_is_fine(folder: Folder) -> None:
@@ -112,3 +113,9 @@ def test_the_ledger_works_on_it(folder: Folder) -> None:
     assert (ledger.load_prediction(folder, tiles[1].id, "ok").logits == logits).all()
     ledger.store_coverage(folder, tiles)
     assert folder.list() == ["coverage.parquet", "plan.parquet", *(f"predictions/{states[t.id]}/{t.id}.arrow" for t in (tiles[2], tiles[3], tiles[1]))]
+
+
+def test_of_two_who_create_a_file_one_does(folder: Folder) -> None:
+    assert folder.create_json("a/lease.json", 1)
+    assert not folder.create_json("a/lease.json", 2)
+    assert folder.get_json("a/lease.json") == 1

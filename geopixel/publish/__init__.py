@@ -2,8 +2,20 @@
 a picture of it; report.html, a page to look around in. Knows the run folder; nothing of how what is in it came about."""
 
 from geopixel.publish.backdrop import COLOURS, INK, PAPER, Backdrop, read_backdrop
-from geopixel.publish.item import store_item
-from geopixel.publish.quicklook import draw_quicklook
-from geopixel.publish.report import store_report
+from geopixel.publish.item import ITEM, store_item
+from geopixel.publish.quicklook import QUICKLOOK, draw_quicklook
+from geopixel.publish.report import REPORT, store_report
 
-__all__ = ["COLOURS", "INK", "PAPER", "Backdrop", "draw_quicklook", "read_backdrop", "store_item", "store_report"]
+__all__ = [
+    "COLOURS",
+    "INK",
+    "ITEM",
+    "PAPER",
+    "QUICKLOOK",
+    "REPORT",
+    "Backdrop",
+    "draw_quicklook",
+    "read_backdrop",
+    "store_item",
+    "store_report",
+]

@@ -151,7 +151,7 @@ def coverage_squares(tiles: Tiles, states: Sequence[State], reasons: Sequence[st
         edge *= 2
     owner = owner.ravel()
     counts = np.zeros((len(squares), len(STATES)), np.int64)
-    np.add.at(counts, (owner, [STATES.index(state) for state in states]), 1)
+    np.add.at(counts, (owner, np.array([STATES.index(state) for state in states])), 1)
     most = np.where(counts[:, STATES.index("failed")] > 0, STATES.index("failed"), counts.argmax(axis=1))
     first = np.zeros(len(squares), np.int64)
     first[owner] = np.arange(len(tiles))

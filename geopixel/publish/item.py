@@ -153,19 +153,20 @@ def _assets(folder: Folder, run: Mapping[str, Any], grid: Grid) -> Iterator[tupl
         yield MASKS, pystac.Asset(f"./{MASKS}", title, media_type="application/vnd.zarr; version=3", roles=["data"], extra_fields=_raster(folder, grid))
     for path, (media_type, roles, title) in ASSETS.items():
         if folder.exists(path):
-            data = folder.get(path)
-            fields = {"file:size": len(data), "file:checksum": "1220" + hashlib.sha256(data).hexdigest()}  # a multihash: SHA2-256, 32 bytes
-            if media_type == PARQUET:
-                fields |= _table(data)
+            fields = _file(folder, path) | (_table(folder.get(path)) if media_type == PARQUET else {})
             yield path, pystac.Asset(f"./{path}", title, media_type=media_type, roles=roles, extra_fields=fields)
-    fields = {"mlm:artifact_type": "torch.nn.Module.state_dict"}
-    yield "model", pystac.Asset(_model_href(run), "Weights of the model", roles=["mlm:model"], extra_fields=fields)
+    for path in folder.list("cog"):
+        prompt = run["request"]["prompts"][int(path.removeprefix("cog/").partition("-")[0])]
+        title, fields = f"Mask of {prompt}", _file(folder, path) | {"bands": [{"name": prompt, "data_type": "uint8"}]}
+        yield path, pystac.Asset(f"./{path}", title, media_type=pystac.MediaType.COG, roles=["data"], extra_fields=fields)
+    weights = {"mlm:artifact_type": "torch.nn.Module.state_dict"}
+    yield "model", pystac.Asset(_model_href(run), "Weights of the model", roles=["mlm:model"], extra_fields=weights)
 
 
 def _raster(folder: Folder, grid: Grid) -> dict[str, Any]:
     """Place and bands of the Zarr group, as its own attributes have them."""
     root: Any = zarr.open_group(folder.zarr(MASKS), mode="r")
-    said = dict(root.attrs)
+    said = dict(root.attrs) | dict(root["mask"].attrs)
     fields = {name: said[name] for name in ("proj:code", "proj:wkt2") if name in said}
     fields |= {"proj:shape": said["spatial:shape"], "proj:transform": said["spatial:transform"], "proj:bbox": said["spatial:bbox"]}
     left, bottom, right, top = said["spatial:bbox"]
@@ -179,6 +180,15 @@ def _raster(folder: Folder, grid: Grid) -> dict[str, Any]:
             band |= {ours: array.attrs[theirs] for ours, theirs in (("nodata", "_FillValue"), ("raster:scale", "scale_factor")) if theirs in array.attrs}
             bands += [{"name": f"{name}/{prompt}", **band} for prompt in prompts] if "prompt" in dimensions else [{"name": name, **band}]
     return fields | {"bands": bands}
+
+
+def _file(folder: Folder, path: str) -> dict[str, Any]:
+    """Size and checksum, as a multihash: SHA2-256 (0x12), 32 bytes (0x20)."""
+    digest, size = hashlib.sha256(), 0
+    for part in folder.parts(path):
+        digest.update(part)
+        size += len(part)
+    return {"file:size": size, "file:checksum": f"1220{digest.hexdigest()}"}
 
 
 def _table(data: bytes) -> dict[str, Any]:
