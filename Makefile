@@ -14,7 +14,7 @@ map: .venv/.installed
 	$(BIN)/python jobs/map_region.py --catalog demo $(PROMPTS:%=--prompt %) --out $(OUT)
 	$(BIN)/python jobs/verify.py $(OUT)
 	$(BIN)/python jobs/evaluate.py $(OUT)
-	@echo "The map is in $(OUT): features.parquet (outlines), masks.zarr (masks), quicklook.png (a look at it)."
+	@echo "The map is in $(OUT): report.html (to look around in), features.parquet (outlines), masks.zarr (masks), quicklook.png."
 
 test: .venv/.installed-dev
 	$(BIN)/ruff check .

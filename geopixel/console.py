@@ -78,7 +78,7 @@ def print_summary(summary: Summary, folder: Folder) -> None:
     if summary.seconds:
         table.add_row("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
     _to_stdout().print(table)
-    outputs = {"features.parquet": "polygons", "masks.zarr": "rasters", "coverage.parquet": "tiles", "quicklook.png": "picture"}
+    outputs = {"features.parquet": "polygons", "masks.zarr": "rasters", "coverage.parquet": "tiles", "report.html": "page"}
     for name, what in outputs.items() if summary.published else [("coverage.parquet", "tiles")]:
         print(f"{what:>9}: {folder.url}/{name}")
 

@@ -154,6 +154,8 @@ def _cost(folder: Folder, run: Mapping[str, Any], ground: float) -> list[tuple[s
         each = spent["predict"] / looked_at
         rows.append(("a tile, in the mean", f"{each:.2f} s of the model, {spent['read'] / looked_at:.2f} s of reading; {looked_at:,} looked at"))
         rows.append(("a square kilometre", f"{duration(spent['predict'] / ground * 1e6)} of the model"))
+    if with_model := sum(submission["worker_seconds"].get("with_model", 0.0) for submission in submissions):
+        rows.append(("the model's share of its workers' time", f"{spent['predict'] / with_model:.0%}"))
     stored = {path: folder.size(path) for path in ("masks.zarr", "predictions", "parts")}
     rows.append(("stored", ", ".join(f"{path} {size / 1e6:,.1f} MB" for path, size in stored.items())))
     return rows
