@@ -117,6 +117,7 @@ class MapSettings(BaseSettings):
     )
     threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
     min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    describe: bool = _flag("what comes out", "", "also say what every tile shows, in words tied to the polygons: captions.parquet", False)
     allow_holes: bool = _flag(
         "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
     )

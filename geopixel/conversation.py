@@ -3,7 +3,6 @@ picture and traces them on the ground. Knows one picture and the model; nothing 
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from scipy.ndimage import binary_erosion
 from geopixel import polygonize
 from geopixel.errors import ReadError
 from geopixel.model import config
-from geopixel.publish import COLOURS, INK, PAPER
+from geopixel.publish import COLOURS, INK, MARKER, PAPER
 from geopixel.raster import read_scenes
 from geopixel.types import Asset, Grid, Scene, Source
 
@@ -54,8 +53,6 @@ _FLAT = Grid("EPSG:3857", 2.0)
 """Where every picture is laid to be read in its own pixels. Any projected CRS would do; pixels of size one count as no place at all in GDAL."""
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (0, 1), (0,))
 """Axes turned round by the orientations 1 to 4 of EXIF 2.32, tag 274; 5 to 8 are the same after rows and columns changed over."""
-_MARKER = re.compile(r"(?:<p>\s*(?P<phrase>(?:(?!\[SEG\]|</?p>).)*?)\s*</p>(?P<tied>\s*\[SEG\])?|(?P<bare>\[SEG\])|</?p>)(?:\s+(?=[.,;:!?]))?", re.DOTALL)
-"""What the model marks in an answer: a phrase, tied to the mask that follows it, or a mask without one. The tokenizer puts spaces around markers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class Conversation:
     def ask(self, question: str) -> Reply:
         """Raises ValueError where question, picture and all that was said do not fit the model's context; the history then stays as it was."""
         answer = self.model.ask([self.picture.rgb], [question], history=self.history, max_new_tokens=self.max_new_tokens)[0][0]
-        phrases = [match["phrase"] for match in _MARKER.finditer(answer.text) if match["tied"] or match["bare"]]
+        phrases = [match["phrase"] for match in MARKER.finditer(answer.text) if match["tied"] or match["bare"]]
         masks = (answer.masks >= self.threshold) & self.picture.valid
         marks = [
             Mark(phrase, COLOURS[index % len(COLOURS)], mask, float(score), float(object_score))
@@ -229,7 +226,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def coloured(reply: Reply) -> Text:
     """The answer for a terminal: phrases in the colours of their masks, a square for each mask without a phrase, no markers."""
     shown, end, marks = Text(), 0, iter(reply.marks)
-    for match in _MARKER.finditer(reply.text):
+    for match in MARKER.finditer(reply.text):
         shown.append(reply.text[end : match.start()])
         style = f"bold {next(marks).colour}" if match["tied"] or match["bare"] else ""
         shown.append("\N{BLACK SQUARE}" if match["bare"] else match["phrase"] or "", style)

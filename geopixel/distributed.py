@@ -124,7 +124,7 @@ class _Look:
         from geopixel.prediction import Predictor  # loads torch: only where the model is
 
         self.grid, self.folder, self.max_attempts = run.grid, folder, max_attempts
-        self.predictor = Predictor.load(run.request.model, run.request.prompts)
+        self.predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
         self.since = time.monotonic()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:

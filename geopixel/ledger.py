@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from geopixel.storage import Folder
-from geopixel.types import DECISIONS, STATES, UNDECIDED, Grid, State, Tile, TilePrediction, Tiles
+from geopixel.types import DECISIONS, STATES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
 
 PLAN = "plan.parquet"
 COVERAGE = "coverage.parquet"
@@ -36,6 +36,9 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("scene", pa.binary()),  # uint16 little-endian, C order
         pa.field("scene_shape", pa.list_(pa.int32())),  # height, width
         pa.field("scores", pa.list_(pa.float32())),  # by prompt; NaN where the prompt has no mask
+        pa.field("description", pa.string()),
+        pa.field("description_logits", pa.binary()),  # int8, C order
+        pa.field("description_shape", pa.list_(pa.int32())),  # masks, height, width
     ]
 )
 
@@ -66,7 +69,7 @@ def load_plan(folder: Folder) -> Tiles:
 
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
     """Puts the prediction under its state; any other state supersedes an earlier failure. Equal predictions are equal bytes."""
-    logits, scene = prediction.logits, prediction.scene
+    logits, scene, described = prediction.logits, prediction.scene, prediction.description
     row = {
         "tile_id": prediction.tile_id,
         "state": prediction.state,
@@ -76,6 +79,9 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "scene": None if scene is None else scene.astype("<u2").tobytes(),
         "scene_shape": None if scene is None else scene.shape,
         "scores": prediction.scores,
+        "description": None if described is None else described.text,
+        "description_logits": None if described is None else described.logits.tobytes(),
+        "description_shape": None if described is None else described.logits.shape,
     }
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
@@ -89,13 +95,15 @@ def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePredictio
     """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state."""
     with pa.ipc.open_file(pa.py_buffer(folder.get(_path(tile_id, state)))) as reader:
         row = reader.read_all().to_pylist()[0]
-    logits = scene = scores = None
+    logits = scene = scores = described = None
     if row["logits"] is not None:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
         scores = np.array(row["scores"], np.float32)
     if row["scene"] is not None:
         scene = np.frombuffer(row["scene"], "<u2").reshape(row["scene_shape"])
-    return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"])
+    if row["description"] is not None:
+        described = Description(row["description"], np.frombuffer(row["description_logits"], np.int8).reshape(row["description_shape"]))
+    return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"], described)
 
 
 def read_states(folder: Folder, tiles: Sequence[Tile]) -> dict[str, State]:

@@ -26,7 +26,7 @@ from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.types import HALO, TILE_SIZES, Asset, Block, Description, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -68,6 +68,8 @@ class MapRequest:
     threshold: float = 0.5
     min_area: float = 0.0
     """Square metres."""
+    describe: bool = False
+    """Also say what every tile shows."""
     allow_holes: bool = False
     """Publish although some tiles failed."""
     shards: bool = True
@@ -168,7 +170,7 @@ class SerialRunner:
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         from geopixel.prediction import Predictor
 
-        predictor = Predictor.load(run.request.model, run.request.prompts)
+        predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
         yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles), self.max_attempts)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
@@ -263,7 +265,8 @@ def _finished(folder: Folder, request: MapRequest, tiles: Tiles, retry_failed: b
         return None
     stored = folder.get_json(RUN)
     cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
-    outputs = (*PUBLISHED, ledger.COVERAGE, f"{mosaic.MASKS}/zarr.json", *cogs)
+    captions = [publish.CAPTIONS] if request.describe else []
+    outputs = (*PUBLISHED, *captions, ledger.COVERAGE, f"{mosaic.MASKS}/zarr.json", *cogs)
     if "finished" not in stored or stored["request"] != request.to_json() or not all(map(folder.exists, outputs)):
         return None
     finished = stored["finished"]
@@ -275,7 +278,7 @@ def _reopen(folder: Folder, request: MapRequest) -> None:
     stored = folder.get_json(RUN)
     if "finished" in stored or stored["request"] != request.to_json():
         folder.put_json(RUN, {name: value for name, value in stored.items() if name != "finished"} | {"request": request.to_json()})
-    for path in (*PUBLISHED, *folder.list("cog")):
+    for path in (*PUBLISHED, publish.CAPTIONS, *folder.list("cog")):
         folder.delete(path)
 
 
@@ -316,6 +319,13 @@ def _publish(
     found, dropped = _trace(run, folder, blocks)
     for index in range(len(prompts)) if run.request.cog else ():
         mosaic.write_cog(folder, index)
+    if run.request.describe:
+        seen = [tile for tile in tiles if states[tile.id] in ("ok", "empty")]
+
+        def described(tile: Tile) -> Description | None:
+            return ledger.load_prediction(folder, tile.id, states[tile.id]).description
+
+        publish.store_captions(folder, seen, described, found, threshold=run.request.threshold)
     finished = {
         "tiles": ledger.recount(tiles, states),
         "features": {prompt: int((found["prompt"] == prompt).sum()) for prompt in prompts},

@@ -4,28 +4,31 @@ Knows tiles one by one; nothing of files, grids of tiles or Ray."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import torch
 
 from geopixel.model import Answer, GeoPixel
-from geopixel.types import ABSENT, CLOUDED, LOGIT_SCALE, TileImage, TilePrediction
+from geopixel.types import ABSENT, CLOUDED, LOGIT_SCALE, Description, TileImage, TilePrediction
 
 
 class Predictor:
     """The model with the prompts of a run. All prompts share the tile's image features."""
 
-    def __init__(self, model: GeoPixel, prompts: Sequence[str]) -> None:
-        self.model, self.prompts = model, list(prompts)
+    def __init__(self, model: GeoPixel, prompts: Sequence[str], describe: bool = False) -> None:
+        """describe: also say what every tile shows. That is a second question about the tile, so that it changes no mask."""
+        self.model, self.prompts, self.describe = model, list(prompts), describe
 
     @classmethod
-    def load(cls, model: str, prompts: Sequence[str]) -> Predictor:
+    def load(cls, model: str, prompts: Sequence[str], describe: bool = False) -> Predictor:
         """Raises CheckpointError where there is no such model."""
         loaded = GeoPixel.from_pretrained(model)
         if loaded.device.type == "cpu":
             # How a sum is split over threads decides its last bits: with one thread every worker, and the serial run, stores equal logits.
             torch.set_num_threads(1)
-        return cls(loaded, prompts)
+        return cls(loaded, prompts, describe)
 
     @property
     def batch_size(self) -> int:
@@ -42,7 +45,11 @@ class Predictor:
         observed = [image.valid.any() for image in images]
         seen = [image.rgb for image, is_seen in zip(images, observed, strict=True) if is_seen]
         answers = iter(self.model.segment(seen, self.prompts) if seen else ())
-        return [self._prediction(image, next(answers)) if is_seen else _unseen(image) for image, is_seen in zip(images, observed, strict=True)]
+        descriptions = map(_description, self.model.describe(seen)) if seen and self.describe else repeat(None)
+        return [
+            replace(self._prediction(image, next(answers)), description=next(descriptions)) if is_seen else _unseen(image)
+            for image, is_seen in zip(images, observed, strict=True)
+        ]
 
     def _prediction(self, image: TileImage, answers: Sequence[Answer]) -> TilePrediction:
         if not any(len(answer.logits) for answer in answers):
@@ -57,8 +64,16 @@ def _unseen(image: TileImage) -> TilePrediction:
     return TilePrediction(image.tile.id, "nodata", reason="no pixel was observed")
 
 
+def _description(answer: Answer) -> Description:
+    return Description(answer.text, _quantised(answer.logits))
+
+
 def quantise(answer: Answer) -> np.ndarray:
     """(S, S) int8 as stored: the union of the answer's masks, or ABSENT everywhere where it has none."""
     if not len(answer.logits):
         return np.full(answer.logits.shape[1:], ABSENT, np.int8)
-    return np.clip(np.rint(answer.logits.max(axis=0) * LOGIT_SCALE), -127, 127).astype(np.int8)
+    return _quantised(answer.logits.max(axis=0))
+
+
+def _quantised(logits: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(logits * LOGIT_SCALE), -127, 127).astype(np.int8)

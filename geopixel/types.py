@@ -288,6 +288,20 @@ ABSENT = -128
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """What the model says of a tile, phrases tied to masks."""
+
+    text: str
+    """As the model gave it: "<p> a phrase </p> [SEG]" marks a phrase and the mask that goes with it."""
+    logits: np.ndarray
+    """(n, h, w) int8, one for each [SEG] of the text, in order; as those of a TilePrediction, over core and halo."""
+
+    def __post_init__(self) -> None:
+        if self.logits.dtype != np.int8 or self.logits.ndim != 3 or len(self.logits) != self.text.count("[SEG]"):
+            raise ValueError(f"logits must be int8, one mask for each of {self.text.count('[SEG]')} [SEG], got {self.logits.dtype} {self.logits.shape}")
+
+
+@dataclass(frozen=True, slots=True)
 class TilePrediction:
     """What the model found in a tile, at the mask decoder's own resolution, over core and halo."""
 
@@ -302,8 +316,12 @@ class TilePrediction:
     """(prompts,) float32: the model's own estimate, 0..1, of how well its mask of the prompt fits, NaN where it has none; with logits."""
     reason: str = ""
     """Why, for nodata, cloud and failed."""
+    description: Description | None = None
+    """With states ok and empty, where one was asked for."""
 
     def __post_init__(self) -> None:
+        if self.description is not None and self.state not in ("ok", "empty"):
+            raise ValueError(f"a description goes with states ok and empty, got state {self.state} for tile {self.tile_id}")
         if self.state not in ("ok", "empty", "nodata", "cloud", "failed"):
             raise ValueError(f"a prediction is ok, empty, nodata, cloud or failed, got {self.state}")
         if (self.logits is not None) != (self.state == "ok"):

@@ -42,7 +42,7 @@ def map_region(settings: MapSettings) -> int:
     model = settings.model or model_of(folder) or default_model(runner.device)
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
-    names += ("allow_holes", "shards", "cog")
+    names += ("describe", "allow_holes", "shards", "cog")
     request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
     with ProgressDisplay() as progress:
         if settings.dry_run:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from geopixel import ledger
 from geopixel.storage import Folder
-from geopixel.types import CLOUDED, NO_SCENE, STATES, Grid, Tile, TilePrediction
+from geopixel.types import CLOUDED, NO_SCENE, STATES, Description, Grid, Tile, TilePrediction
 
 GRID = Grid("EPSG:32645", 0.3)
 TILES = [
@@ -37,11 +37,16 @@ def prediction(tile: Tile, state: str, seed: int = 0) -> TilePrediction:
     scene = random.choice(np.array([0, 7, CLOUDED, NO_SCENE], np.uint16), (edge, edge)) if state in ("ok", "empty") else None
     logits = random.integers(-128, 128, (2, 16, 16), dtype=np.int8) if state == "ok" else None
     scores = np.array([random.random(), np.nan], np.float32) if state == "ok" else None
-    return TilePrediction(tile.id, state, logits, scene, scores, "cannot open b.tif" if state in ("failed", "nodata") else "")  # type: ignore[arg-type]
+    described = Description("<p> roofs </p> [SEG] .", random.integers(-128, 128, (1, 16, 16), dtype=np.int8)) if state == "ok" and seed % 2 else None
+    reason = "cannot open b.tif" if state in ("failed", "nodata") else ""
+    return TilePrediction(tile.id, state, logits, scene, scores, reason, described)  # type: ignore[arg-type]
 
 
 def equal(a: TilePrediction, b: TilePrediction) -> bool:
-    for x, y in ((a.logits, b.logits), (a.scene, b.scene), (a.scores, b.scores)):
+    described = [None if one.description is None else one.description.logits for one in (a, b)]
+    if (a.description and a.description.text) != (b.description and b.description.text):
+        return False
+    for x, y in ((a.logits, b.logits), (a.scene, b.scene), (a.scores, b.scores), described):
         if (x is None) != (y is None) or (x is not None and y is not None and (x.tobytes() != y.tobytes() or x.dtype != y.dtype)):
             return False
     return (a.tile_id, a.state, a.reason) == (b.tile_id, b.state, b.reason)
