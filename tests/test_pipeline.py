@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -205,10 +206,13 @@ def test_a_finished_run_needs_no_runner_and_stays_untouched(catalog: Path, seria
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that a run's folder says of its result: what the submissions were is in run.json, who made them in lease/."""
-    of_submissions = ("run.json", "lease")
+    """All that a run's folder says of its result: what the submissions were is in run.json and on the report page, who made them in lease/."""
+    of_submissions = ("run.json", "lease", "report.html", "item.json")
     paths = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in of_submissions]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    item = json.loads((folder / "item.json").read_bytes())
+    del item["assets"]["report.html"]
+    item["properties"].pop("mlm:accelerator_summary", None)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths} | {"item.json": json.dumps(item).encode()}
 
 
 def as_if_fresh(serial: Path, folder: Path, request: MapRequest) -> Path:
