@@ -52,16 +52,18 @@ def draw_quicklook(
     to_picture = Affine.scale(size[0] / width, size[1] / height) @ ~backdrop.geobox.affine
     features = features.to_crs(str(backdrop.geobox.crs))
 
-    picture, hidden = _ground(backdrop, area, size, to_picture)
+    outline = _rings(np.array([area], dtype=object), to_picture)
+    picture, hidden = _ground(backdrop, outline, size)
     _hatch(picture, [tile.core.extent.geom for tile in failed], to_picture)
     pixel = 1 / abs(to_picture.a)
     found = {prompt: _largest_first(features, prompt, pixel) for prompt in prompts}
-    for index, shapes in enumerate(found.values()):
-        _fill(picture, shapes, to_picture, colour(index))
+    drawn = [_rings(shapes, to_picture) for shapes in found.values()]
+    for index, rings in enumerate(drawn):
+        _fill(picture, rings, colour(index))
     draw = ImageDraw.Draw(picture)
-    for index, shapes in enumerate(found.values()):
-        _outline(draw, shapes, to_picture, colour(index), width=1.5)
-    _outline(draw, shapely.get_parts(area), to_picture, OUTLINE, width=2)
+    for index, rings in enumerate(drawn):
+        _outline(draw, rings, colour(index), width=1.5)
+    _outline(draw, outline, OUTLINE, width=2)
 
     ground = backdrop.square_metres(area)
     covered = {prompt: float(features.loc[features["prompt"] == prompt, "area_m2"].sum()) for prompt in prompts}
@@ -83,13 +85,13 @@ def _plain(m2: float) -> str:
     return ground_text(m2).replace("\u00b2", "2")
 
 
-def _ground(backdrop: Backdrop, area: Geometry, size: tuple[int, int], to_picture: Affine) -> tuple[Image.Image, bool]:
+def _ground(backdrop: Backdrop, outline: Sequence[tuple[bool, list[float]]], size: tuple[int, int]) -> tuple[Image.Image, bool]:
     """The imagery, darker outside the area; what was not observed is as the paper there, grey inside. And whether there is any of that inside."""
     picture = Image.fromarray(backdrop.rgb).resize(size, Image.Resampling.BOX)
     around = Image.blend(Image.new("RGB", size, PAPER), picture, _OUTSIDE)
     unseen = Image.fromarray((~backdrop.valid).view(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     around.paste(PAPER, mask=unseen)
-    inside = _stencil(size, shapely.get_parts(area), to_picture)
+    inside = _stencil(size, outline)
     picture.paste(around, mask=ImageChops.invert(inside))
     return picture, ImageChops.darker(unseen, inside).getbbox() is not None
 
@@ -105,38 +107,38 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size * _SHARPNESS)
 
 
-def _to_pixels(ring: Geometry, to_picture: Affine) -> list[tuple[float, float]]:
-    x, y = shapely.get_coordinates(ring).T
+def _rings(shapes: np.ndarray, to_picture: Affine) -> list[tuple[bool, list[float]]]:
+    """Of every ring of the polygons in order: whether it is the outer one, and x, y, x, y, ... in pixels of the picture."""
+    rings, owner = shapely.get_rings(shapely.get_parts(shapes), return_index=True)
+    coordinates, ring = shapely.get_coordinates(rings, return_index=True)
     # Pillow counts from the middle of the first pixel, an affine from its corner.
-    columns, rows = to_picture.a * x + to_picture.c - 0.5, to_picture.e * y + to_picture.f - 0.5
-    return list(zip(columns.tolist(), rows.tolist(), strict=True))
+    pixels = coordinates * (to_picture.a, to_picture.e) + (to_picture.c - 0.5, to_picture.f - 0.5)
+    ends = np.cumsum(np.bincount(ring, minlength=len(rings)))[:-1]
+    outer = np.diff(owner, prepend=-1) > 0
+    return [(bool(is_outer), part.ravel().tolist()) for is_outer, part in zip(outer, np.split(pixels, ends), strict=True)] if len(rings) else []
 
 
-def _stencil(size: tuple[int, int], shapes: np.ndarray, to_picture: Affine) -> Image.Image:
+def _stencil(size: tuple[int, int], rings: Sequence[tuple[bool, list[float]]]) -> Image.Image:
     """White inside the polygons, black in their holes and around them."""
     stencil = Image.new("L", size)
     draw = ImageDraw.Draw(stencil)
-    for shape in shapely.get_parts(shapes):
-        for index, ring in enumerate(shapely.get_rings(shape)):
-            draw.polygon(_to_pixels(ring, to_picture), fill=0 if index else 255)
+    for is_outer, ring in rings:
+        draw.polygon(ring, fill=255 if is_outer else 0)
     return stencil
 
 
-def _fill(picture: Image.Image, shapes: np.ndarray, to_picture: Affine, shade: str) -> None:
-    picture.paste(shade, mask=_stencil(picture.size, shapes, to_picture).point([round(_FILL * value) for value in range(256)]))
+def _fill(picture: Image.Image, rings: Sequence[tuple[bool, list[float]]], shade: str) -> None:
+    picture.paste(shade, mask=_stencil(picture.size, rings).point([round(_FILL * value) for value in range(256)]))
 
 
-def _outline(draw: ImageDraw.ImageDraw, polygons: np.ndarray, to_picture: Affine, shade: str, *, width: float) -> None:
-    for ring in shapely.get_rings(polygons):
-        draw.line(_to_pixels(ring, to_picture), shade, max(1, round(width * _SHARPNESS)), joint="curve")
+def _outline(draw: ImageDraw.ImageDraw, rings: Sequence[tuple[bool, list[float]]], shade: str, *, width: float) -> None:
+    for _, ring in rings:
+        draw.line(ring, shade, max(1, round(width * _SHARPNESS)))
 
 
 def _hatch(picture: Image.Image, places: Sequence[Geometry], to_picture: Affine) -> None:
     """Red diagonal lines over the places."""
-    inside, lines = Image.new("L", picture.size), Image.new("L", picture.size)
-    ink = ImageDraw.Draw(inside)
-    for place in places:
-        ink.polygon(_to_pixels(place, to_picture), fill=255)
+    inside, lines = _stencil(picture.size, _rings(np.array(places, dtype=object), to_picture)), Image.new("L", picture.size)
     _draw_diagonals(ImageDraw.Draw(lines), picture.size, 255)
     picture.paste(FAILED, mask=ImageChops.darker(inside, lines))
 
