@@ -101,6 +101,7 @@ def test_a_finished_run_ends_without_a_cluster(
     catalog: Path, serial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where no model is named: it is the run's."""
+    ray.shutdown()  # that of an earlier test
     words = command(catalog, serial)[2:]
     for flags in (words, [word for word in words if word not in ("--model", "nano")]):
         assert map_region(monkeypatch, *flags) == 0
