@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"raster", "storage"}
+BASE = GROUND | {"access", "raster", "storage"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": set(),
-    "raster": GROUND,
+    "access": GROUND,
+    "raster": GROUND | {"access"},
     "storage": GROUND,
     "model": {"errors"},
     "prediction": {"types", "model"},

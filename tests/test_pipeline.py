@@ -49,7 +49,7 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert data["mask"].dims == data["confidence"].dims == ("prompt", "y", "x")
     assert data["status"].dims == ("y", "x")
     assert list(data["prompt"].values) == list(PROMPTS)
-    files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
+    files = {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
     assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "masks.zarr"}
     assert list((serial / "attempts").rglob("*.*")) == []
     features = gpd.read_parquet(serial / "features.parquet")
