@@ -24,7 +24,7 @@ import requests
 from rasterio._path import _parse_path  # how rasterio.open turns an address into GDAL's own form; it has no public name
 from rasterio.io import DatasetReader
 from requests.adapters import HTTPAdapter
-from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from geopixel.errors import CatalogError, ReadError
 from geopixel.types import Asset
@@ -121,6 +121,8 @@ class Patience:
     """How often and for how long one request is tried."""
 
     tries: int = 6
+    unreachable: int = 3
+    """Tries of a host that takes no connection."""
     first: float = 0.5
     longest: float = 30.0
     """Seconds of the first wait and of any; waits double, plus up to a second at random, so that many workers do not come back together."""
@@ -134,6 +136,7 @@ class Patience:
 PATIENCE = Patience()
 ASK_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that may be better a moment later."""
+NO_CONNECTION = "no connection"
 
 
 class _Failed(Exception):
@@ -189,7 +192,8 @@ class Web:
             return max(backoff(state), failure.wait if isinstance(failure, _Failed) else 0.0)
 
         def stop(state: RetryCallState) -> bool:
-            return stop_after_attempt(patience.tries)(state) or time.monotonic() + state.upcoming_sleep >= began + patience.deadline
+            lost = sum(count for what, count in got.items() if what.startswith(NO_CONNECTION))
+            return state.attempt_number >= patience.tries or lost >= patience.unreachable or time.monotonic() + state.upcoming_sleep >= began + patience.deadline
 
         backoff = wait_exponential_jitter(multiplier=patience.first, max=patience.longest, jitter=min(1.0, patience.first))
         try:
@@ -255,7 +259,7 @@ def _kind(error: Exception) -> str:
     root: BaseException = error
     while root.__context__ or root.__cause__:
         root = root.__cause__ or root.__context__  # type: ignore[assignment]
-    return f"no connection ({_brief(str(root))})"
+    return f"{NO_CONNECTION} ({_brief(str(root))})"
 
 
 def _brief(text: str) -> str:

@@ -19,8 +19,8 @@ from pystac_client.exceptions import APIError
 from shapely import Geometry
 
 from geopixel.access import Hosts
+from geopixel.dateline import cut_at_antimeridian
 from geopixel.errors import CatalogError, NoScenesError
-from geopixel.search.areas import cut_at_antimeridian
 from geopixel.search.catalog import Interval, Query, find_items
 from geopixel.search.choice import Candidate, Rule, choose
 from geopixel.search.colours import colour_assets, source, stretch_of

@@ -12,8 +12,8 @@ import shapely
 from shapely import Geometry
 from shapely.geometry import shape
 
+from geopixel.dateline import cut_at_antimeridian
 from geopixel.errors import CatalogError
-from geopixel.search.areas import cut_at_antimeridian
 from geopixel.types import Access
 
 
