@@ -193,7 +193,8 @@ class Web:
 
         def stop(state: RetryCallState) -> bool:
             lost = sum(count for what, count in got.items() if what.startswith(NO_CONNECTION))
-            return state.attempt_number >= patience.tries or lost >= patience.unreachable or time.monotonic() + state.upcoming_sleep >= began + patience.deadline
+            late = time.monotonic() + state.upcoming_sleep >= began + patience.deadline
+            return late or state.attempt_number >= patience.tries or lost >= patience.unreachable
 
         backoff = wait_exponential_jitter(multiplier=patience.first, max=patience.longest, jitter=min(1.0, patience.first))
         try:

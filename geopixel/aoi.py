@@ -20,6 +20,8 @@ _WKT = re.compile(r"\s*[a-z]+\s*(z|m|zm)?\s*(\(|empty)", re.IGNORECASE)
 _PARQUET = (".parquet", ".geoparquet")
 _DEGREES_PER_STEP = 0.1
 """An edge of the area is straight in longitude and latitude, a geodesic is not; in steps this short they enclose the same area to 1 part in a million."""
+EARTH_KM2 = 510_065_621.724
+"""Surface of the WGS 84 ellipsoid."""
 _STEPS_PER_SPAN = 64
 """An edge that is straight in a projected CRS is curved in longitude and latitude; in this many steps across 50 km it keeps its place to about a centimetre."""
 
@@ -58,7 +60,9 @@ def read_area(text: str, warn: Callable[[str], None]) -> Polygon | MultiPolygon:
 def area_km2(area: Polygon | MultiPolygon) -> float:
     """Square kilometres on the WGS 84 ellipsoid of an area in EPSG:4326 whose edges are straight in longitude and latitude."""
     stepped = shapely.orient_polygons(shapely.segmentize(area, _DEGREES_PER_STEP))
-    return Geod(ellps="WGS84").geometry_area_perimeter(stepped)[0] / 1e6
+    geod = Geod(ellps="WGS84")
+    areas = [geod.geometry_area_perimeter(part)[0] / 1e6 for part in shapely.get_parts(stepped)]
+    return sum(area if area >= 0 else area + EARTH_KM2 for area in areas)  # of more than half of the Earth it gives what is missing to the whole
 
 
 def _numbers(text: str) -> list[float] | None:

@@ -12,7 +12,8 @@ from shapely.geometry import shape
 
 from geopixel.dateline import WORLD, cut_at_antimeridian
 
-POLAR = {"both-poles", "extra-crossing", "issues-124", "issues-164", "issues-171", "north-pole", "south-pole"}
+POLAR = {"both-poles", "extra-crossing", "issues-124", "issues-164", "issues-171", "north-pole", "south-pole", "latitude-band"}
+"""Around the Earth: unrolled they do not close."""
 REFUSED = {"force-north-pole", "overlap"}
 """Rings that would cross themselves once cut: the package wants to be told which pole is meant."""
 
