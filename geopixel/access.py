@@ -74,15 +74,15 @@ class Hosts:
 
     def check(self, href: str) -> None:
         """Raises CatalogError where the address may not be asked."""
-        scheme, place = _place(href)
-        own_scheme, own = _place(self.catalog)
-        remote = own_scheme in REMOTE_SCHEMES
+        scheme, host, port = _place(href)
+        own = _place(self.catalog)
+        remote = own[0] in REMOTE_SCHEMES
         if scheme not in REMOTE_SCHEMES:
             if remote and FILES not in self.allowed:
                 raise CatalogError(f"catalog {self.catalog} leads to a file of this machine, {_brief(href)}: --allow-hosts {FILES} permits it")
             return
-        host = place.rpartition(":")[0] if place.rpartition(":")[2].isdigit() else place
-        if (remote and place == own) or any(fnmatch(name, pattern) for pattern in self.allowed if pattern != "*" for name in (place, host)):
+        place = f"{host}:{port}" if port else host
+        if (remote and (host, port) == own[1:]) or any(fnmatch(name, pattern) for pattern in self.allowed if pattern != "*" for name in (place, host)):
             return
         if self.allowed and "*" not in self.allowed:
             raise CatalogError(f"catalog {self.catalog} leads to {host}, which is not among the allowed hosts: --allow-hosts {','.join((*self.allowed, host))}")
@@ -90,17 +90,15 @@ class Hosts:
             raise CatalogError(f"catalog {self.catalog} leads to the private address {place} ({_brief(href)}): --allow-hosts '*,{place}' permits it")
 
 
-def _place(href: str) -> tuple[str, str]:
-    """Scheme and host[:port], or bucket; both empty for a path."""
+def _place(href: str) -> tuple[str, str, int | None]:
+    """Scheme, host or bucket, and port; empty for a path."""
     try:
         url = urlsplit(href)
         port = url.port
     except ValueError as error:
         raise CatalogError(f"not an address: {_brief(href)} ({error})") from error
-    if url.scheme.lower() not in REMOTE_SCHEMES:
-        return "", ""
-    host = (url.hostname or "").lower()
-    return url.scheme.lower(), f"{host}:{port}" if port else host
+    scheme = url.scheme.lower()
+    return (scheme, (url.hostname or "").lower(), port) if scheme in REMOTE_SCHEMES else ("", "", None)
 
 
 @lru_cache(maxsize=4096)
@@ -316,8 +314,8 @@ def read_options(asset: Asset) -> dict[str, str]:
 
 
 def signs_again(read: Callable[Concatenate[Asset, P], T]) -> Callable[Concatenate[Asset, P], T]:
-    """A function that reads an asset, made to try once more with a new signature where the server refuses the one it has (403): signatures end
-    while a queue waits. What it gives up on says how often GDAL tried."""
+    """A function that reads an asset, made to try once more with a new signature where it fails with the one it has: signatures end while a queue
+    waits, and a server that refuses one (403) once a file is open is to GDAL a broken file. What it gives up on says how often GDAL tried."""
 
     @wraps(read)
     def patient(asset: Asset, *arguments: P.args, **options: P.kwargs) -> T:
@@ -325,14 +323,13 @@ def signs_again(read: Callable[Concatenate[Asset, P], T]) -> Callable[Concatenat
             try:
                 return read(asset, *arguments, **options)
             except ReadError as error:
-                if not (_is_refusal(error) and _forget(asset)):
+                if error.__cause__ is None or not _forget(asset):
                     raise _with_tries(error, tries) from error.__cause__
         with _counted() as tries:
             try:
                 return read(asset, *arguments, **options)
             except ReadError as error:
-                again = " (also with a new signature)" if _is_refusal(error) else ""
-                raise _with_tries(ReadError(f"{error}{again}"), tries) from error.__cause__
+                raise _with_tries(ReadError(f"{error} (also with a new signature)"), tries) from error.__cause__
 
     return patient
 
@@ -352,15 +349,6 @@ def _forget(asset: Asset) -> bool:
     for key in [key for key in sas.TOKEN_CACHE if key.endswith(place)]:
         sas.TOKEN_CACHE.pop(key, None)
     return True
-
-
-def _is_refusal(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if any(word in str(seen) for word in ("403", "Forbidden", "AccessDenied", "AuthenticationFailed")):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 class _TriesOfThread(logging.Handler):

@@ -87,7 +87,7 @@ def _candidates(query: Query, web: Web) -> Iterator[Found]:
         raise CatalogError(f"cannot read catalog {query.catalog}: it is not a STAC catalog, collection or API")
     if "conformsTo" in root:
         client = Client.open(href, stac_io=reader)
-        if client.conforms_to(ConformanceClasses.ITEM_SEARCH):
+        if _conforms(client, "ITEM_SEARCH"):
             if query.collection is None:
                 raise ValueError(f"collection must be named: {query.catalog} is an API with many")
             yield from _api_items(client, query, query.collection)
@@ -135,15 +135,23 @@ def _api_items(client: Client, query: Query, collection: str) -> Iterator[Found]
     said: dict[str, Any] = {"method": "POST" if posts else "GET", "collections": [collection], "limit": PAGE}
     if any(query.interval):
         said["datetime"] = "/".join(_rfc3339(instant) for instant in query.interval)
-    if query.expression is not None and client.conforms_to(ConformanceClasses.FILTER):
+    if query.expression is not None and _conforms(client, "FILTER"):
         said["filter"] = query.expression.to_json() if posts else query.expression.to_text()
-    if client.conforms_to(ConformanceClasses.SORT):
+    if _conforms(client, "SORT"):
         said["sortby"] = NEWEST
     about = _description(described)
     for part in search_parts(query.area):
         place = {"intersects": mapping(part)} if posts else {"bbox": part.bounds}  # an outline would not fit into an URL
         for item in client.search(**said, **place).items():
             yield from _located(item, collection, about, query)
+
+
+def _conforms(client: Client, name: str) -> bool:
+    """Whether the API says so, in any version of the extension: pystac_client knows 1.0 only, and warns of others unless it is told."""
+    able = any(uri.startswith("https://api.stacspec.org/v1.") and uri.endswith(ConformanceClasses[name].value) for uri in client.get_conforms_to())
+    if able:
+        client.add_conforms_to(name)
+    return able
 
 
 def _static_items(top: pystac.Catalog, query: Query) -> Iterator[Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 import shapely
 
-from geopixel.access import Web
+from geopixel import access
+from geopixel.access import Patience, Web
 from geopixel.aoi import read_area
 from geopixel.errors import CatalogError, NoScenesError
 from geopixel.search import find_scenes
@@ -19,6 +21,7 @@ from tests.search.conftest import StacApi
 from tests.test_search import described, item, landing, serving, write
 
 COUNT = 260
+CLOUD = {"property": "eo:cloud_cover"}
 AREA = shapely.box(4.5, 44.5, 7.6, 47.5)
 
 
@@ -76,7 +79,7 @@ def plainly(scenes: list[Scene]) -> list[Any]:
         {},
         {"datetime": "2020-03/2020-05"},
         {"max_cloud": 30.0},
-        {"filter": '{"op": "and", "args": [{"op": "<=", "args": [{"property": "eo:cloud_cover"}, 40]}, {"op": "=", "args": [{"property": "platform"}, "sentinel-2b"]}]}'},
+        {"filter": json.dumps({"op": "and", "args": [{"op": "<=", "args": [CLOUD, 40]}, {"op": "=", "args": [{"property": "platform"}, "sentinel-2b"]}]})},
         {"filter": "platform LIKE '%2b' AND eo:cloud_cover < 20"},
         {"choose_by": "least-cloud", "per_cell": 1},
         {"choose_by": "best", "per_cell": 2},
@@ -97,14 +100,14 @@ def test_pages_follow_one_another(api: str, static: str, asked: Asked) -> None:
     scenes = find_scenes(api, world, collection="aerial")
     assert plainly(scenes) == plainly(find_scenes(static, world, collection="aerial"))
     assert sum(len(scene.sources) for scene in scenes) == COUNT + 2
-    assert len([path for _, path, _ in asked if path == "/search"]) > 2 * COUNT / 100
+    assert len([path for _, path, _ in asked if path == "/search"]) > COUNT / 100
     with pytest.raises(ValueError, match="more than 100 items.*--max-items"):
         find_scenes(api, world, collection="aerial", max_items=100)
 
 
 def test_an_area_across_the_antimeridian_is_searched_on_both_sides(api: str, asked: Asked) -> None:
     scenes = find_scenes(api, shapely.box(179, -18, 181, -16), collection="aerial")
-    assert [source.item for source in scenes[0].sources] == ["fiji0", "fiji1"]
+    assert sorted(source.item for scene in scenes for source in scene.sources) == ["fiji0", "fiji1"]
     assert len([path for _, path, _ in asked if path == "/search"]) == 2
 
 
@@ -113,12 +116,31 @@ def test_an_outline_of_a_country_is_asked_for_in_parts_and_nothing_twice(api: st
     scenes = find_scenes(api, area, collection="aerial")
     assert plainly(scenes) == plainly(find_scenes(static, area, collection="aerial"))
     bodies = [len(json.dumps(body)) for method, path, body in asked if path == "/search"]
-    assert len(bodies) > 5
+    assert len(bodies) > 3
     assert max(bodies) < 50_000
 
 
-def test_what_a_server_refuses_is_told(api: str) -> None:
-    with pytest.raises(CatalogError, match=r"tried once, got 4\d\d"):
+def test_a_real_api_is_asked_by_get_where_it_does_not_offer_post(api: str, static: str, asked: Asked) -> None:
+    with urllib.request.urlopen(api) as answer:
+        conforms = json.load(answer)["conformsTo"]
+    search = {"rel": "search", "href": f"{api}/search", "method": "GET", "type": "application/geo+json"}
+
+    def front(method: str, path: str, body: Any, root: str) -> Any:
+        page = landing(root)
+        return {**page, "conformsTo": conforms, "links": [*page["links"], search]} if path == "/" else None
+
+    wanted = {"filter": "platform = 'sentinel-2b' AND eo:cloud_cover < 60", "datetime": "2020-02/.."}
+    with serving(front) as url:
+        scenes = find_scenes(url, AREA, collection="aerial", allow_hosts=[urlsplit(api).netloc], **wanted)
+        with pytest.raises(CatalogError, match=r"private address 127.0.0.1:\d+ .*--allow-hosts"):
+            find_scenes(url, AREA, collection="aerial", **wanted)
+    assert plainly(scenes) == plainly(find_scenes(static, AREA, collection="aerial", **wanted))
+    assert {method for method, path, _ in asked if path == "/search"} == {"GET"}
+
+
+def test_what_a_server_refuses_is_told(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "PATIENCE", Patience(tries=2, first=0.01))
+    with pytest.raises(CatalogError, match="tried 2 times in 0 s, got 500 Internal Server Error"):
         find_scenes(api, AREA, collection="aerial", filter="nothing_that_is_queryable_here(eo:cloud_cover) = 3")
     with pytest.raises(NoScenesError, match="filter platform = 'none'"):
         find_scenes(api, AREA, collection="aerial", filter="platform = 'none'")
