@@ -88,11 +88,13 @@ def choose(candidates: Sequence[Candidate], area: Geometry, rule: Rule, per_cell
     scenes = [candidates[index].scene for index in ranked]
     penalties = np.array([penalty(candidates[index]) for index in ranked])
     chosen: set[int] = set()
-    for cells in _cells(area):
+    for cells in _cells(_solid(shapely.intersection(area, shapely.union_all(footprints)))):
         ground = np.array([_solid(part) for part in shapely.intersection(cells, area)], dtype=object)
         cell, item = tree.query(ground, predicate="intersects")
         if rule == "best":
-            left = 1 - shapely.area(shapely.intersection(footprints[item], cells[cell])) / shapely.area(cells[cell])
+            left = np.zeros(len(item))
+            cut = ~shapely.covers(footprints[item], cells[cell])
+            left[cut] = 1 - shapely.area(shapely.intersection(footprints[item[cut]], cells[cell[cut]])) / shapely.area(cells[cell[cut]])
             turn = np.lexsort((item, penalties[item] + WEIGHTS["uncovered"] * left.round(9), cell))
         else:
             turn = np.lexsort((item, cell))
@@ -140,15 +142,19 @@ def _solid(geometry: Geometry) -> Geometry:
 
 
 def _cells(area: Geometry) -> Iterator[np.ndarray]:
-    """The cells that share ground with the area, some at a time: (n,) boxes."""
+    """The cells that share ground with the area, some at a time: (n,) boxes. Found by quartering, so that empty oceans cost nothing."""
     shapely.prepare(area)
-    west, south, east, north = (edge(value / CELL) for edge, value in zip((floor, floor, ceil, ceil), area.bounds, strict=True))
-    columns = np.arange(west, max(east, west + 1))
-    rows = np.arange(south, max(north, south + 1))
-    step = max(1, CELLS_AT_ONCE // len(columns))
-    for first in range(0, len(rows), step):
-        x, y = (part.ravel() for part in np.meshgrid(columns, rows[first : first + step]))
-        cells = shapely.box(x * CELL, y * CELL, (x + 1) * CELL, (y + 1) * CELL)
-        cells = cells[shapely.intersects(area, cells)]
-        if len(cells):
-            yield cells
+    size = 4096
+    west, south, east, north = (edge(value / CELL / size) for edge, value in zip((floor, floor, ceil, ceil), area.bounds, strict=True))
+    column, row = (part.ravel() * size for part in np.meshgrid(np.arange(west, max(east, west + 1)), np.arange(south, max(north, south + 1))))
+    while True:
+        boxes = shapely.box(column * CELL, row * CELL, (column + size) * CELL, (row + size) * CELL)
+        touched = shapely.intersects(area, boxes)
+        if size == 1:
+            break
+        size //= 2
+        column = np.add.outer(column[touched], (0, size, 0, size)).ravel()
+        row = np.add.outer(row[touched], (0, 0, size, size)).ravel()
+    boxes = boxes[touched]
+    for first in range(0, len(boxes), CELLS_AT_ONCE):
+        yield boxes[first : first + CELLS_AT_ONCE]

@@ -41,7 +41,7 @@ def at(point: shapely.Point, those: list[Candidate]) -> set[tuple[str, dt.date]]
 
 
 @given(candidates(), rules, depths, st.randoms(use_true_random=False))
-@settings(max_examples=60)
+@settings(max_examples=20)
 def test_what_is_there_is_covered_as_deep_as_asked_whatever_the_order(found: list[Candidate], rule: Rule, depth: int, shuffle: random.Random) -> None:
     chosen = [found[index] for index in choose(found, AREA, rule, depth)]
     for point in POINTS[:80]:
@@ -53,7 +53,7 @@ def test_what_is_there_is_covered_as_deep_as_asked_whatever_the_order(found: lis
 
 
 @given(candidates(), st.sampled_from(["newest", "least-cloud"]), depths)
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_every_point_has_its_best_scenes_and_no_item_is_there_for_nothing(found: list[Candidate], rule: Rule, depth: int) -> None:
     """The choice by hand: an item is needed where it is the first of its scene, in the order, and fewer than depth scenes come before it."""
     points, ranked = POINTS, sorted(found, key=lambda each: order(each, rule))
@@ -75,7 +75,7 @@ def test_every_point_has_its_best_scenes_and_no_item_is_there_for_nothing(found:
 
 
 @given(candidates(), st.sampled_from(["newest", "least-cloud"]), depths)
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_a_part_of_the_area_needs_a_part_of_the_choice(found: list[Candidate], rule: Rule, depth: int) -> None:
     part = shapely.intersection(AREA, shapely.box(10.1, 50.0, 10.37, 50.15))
     assert set(choose(found, part, rule, depth)) <= set(choose(found, AREA, rule, depth))
