@@ -10,7 +10,10 @@ import pytest
 import shapely
 from shapely.geometry import shape
 
+from geopixel.aoi import read_area
 from geopixel.dateline import WORLD, cut_at_antimeridian
+from geopixel.tiling import plan_tiles, project_area
+from geopixel.types import HALO, Grid
 
 POLAR = {"both-poles", "extra-crossing", "issues-124", "issues-164", "issues-171", "north-pole", "south-pole", "latitude-band"}
 """Around the Earth: unrolled they do not close."""
@@ -78,3 +81,25 @@ def test_rings_around_a_pole_hold_it(shared: Path) -> None:
 @pytest.mark.parametrize("area", [WORLD, shapely.box(-180, 40, 180, 50), shapely.box(0, 0, 1, 1), shapely.Point(0, 0), shapely.box(-100, 0, 80, 1)])
 def test_what_needs_no_cut_stays_as_it_is(area: shapely.Geometry) -> None:
     assert cut_at_antimeridian(area) is area
+
+
+def test_what_was_cut_is_planned(shared: Path) -> None:
+    """On both sides of the antimeridian, and near no other place: tiles lie where the cut area is."""
+    grid = Grid("EPSG:3857", 6000.0)
+    planned = 0
+    for path in sorted((shared / "aoi/antimeridian/input").glob("*.json")):
+        try:
+            area = read_area(str(path), lambda line: None)
+        except ValueError:  # lines, and what cannot be cut
+            continue
+        area = shapely.intersection(area, shapely.box(-180, -85, 180, 85))
+        if area.is_empty:
+            continue  # within five degrees of a pole: not on this map
+        tiles = plan_tiles(area, grid, None, smallest_object=1e6, ground_sample_distance=6000.0, costs={512: 1.0})
+        tiles = tiles[tiles.to_read]
+        near = project_area(area, grid.crs).buffer(2 * HALO * 6000.0)
+        shapely.prepare(near)
+        assert len(tiles) > 0, path.name
+        assert all(near.intersects(tile.core.extent.geom) for tile in tiles), path.name
+        planned += 1
+    assert planned > 20
