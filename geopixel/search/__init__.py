@@ -95,12 +95,14 @@ def search_catalog(
         found = find_items(query)
     except UNREADABLE as error:
         raise CatalogError(f"cannot read catalog {catalog}: {_reason(error)}") from error
-    if not found:
+    hosts = Hosts(catalog, tuple(allow_hosts))
+    findings = _findings(found, area, choose_by, per_cell, hosts, tuple(assets), tuple(bands), stretch)
+    if not findings.scenes:  # or those that were found touch the area only
         box = ", ".join(f"{value:.6g}" for value in area.bounds)
         cloud = "any cloud cover" if max_cloud is None else f"cloud cover <= {max_cloud:g} %"
         said = "" if filter is None else f", filter {filter}"
         raise NoScenesError(f"no scenes: catalog {catalog}, collection {collection or 'any'}, dates {datetime or 'any'}, bbox ({box}), {cloud}{said}")
-    return _findings(found, area, choose_by, per_cell, Hosts(catalog, tuple(allow_hosts)), tuple(assets), tuple(bands), stretch)
+    return findings
 
 
 def store_scenes(folder: Folder, findings: Findings) -> None:

@@ -143,6 +143,8 @@ def _solid(geometry: Geometry) -> Geometry:
 
 def _cells(area: Geometry) -> Iterator[np.ndarray]:
     """The cells that share ground with the area, some at a time: (n,) boxes. Found by quartering, so that empty oceans cost nothing."""
+    if area.is_empty:
+        return
     shapely.prepare(area)
     size = 4096
     west, south, east, north = (edge(value / CELL / size) for edge, value in zip((floor, floor, ceil, ceil), area.bounds, strict=True))
