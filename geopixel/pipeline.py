@@ -21,11 +21,12 @@ from geopixel import features, lease, ledger, mosaic, polygonize, publish
 from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
-from geopixel.search import find_scenes
+from geopixel.search import MAX_ITEMS, SCENES, Findings, search_catalog, store_scenes
+from geopixel.search.choice import Rule
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.types import HALO, TILE_SIZES, Access, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -59,6 +60,12 @@ class MapRequest:
     datetime: str | None = None
     max_cloud: float | None = None
     """Percent."""
+    filter: str | None = None
+    """CQL2, JSON or text."""
+    choose: Rule = "newest"
+    per_cell: int | None = None
+    """Scenes deep, by the rule choose; None: all."""
+    access: Access | None = None
     assets: tuple[str, ...] = ()
     bands: tuple[int, ...] = ()
     stretch: tuple[float, float] | None = None
@@ -77,6 +84,18 @@ class MapRequest:
     def to_json(self) -> dict[str, Any]:
         """JSON values; equal requests give equal ones."""
         return json.loads(json.dumps(asdict(replace(self, area=None)) | {"area": self.area.wkt}))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a plan may reach. They shape no result: a run may be resumed with others."""
+
+    allow_hosts: tuple[str, ...] = ()
+    """Where a catalog may lead: see access.Hosts."""
+    max_items: int = MAX_ITEMS
+    max_vertices: int = 1_000_000
+    """Of the area."""
+    max_tiles: int = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,8 @@ class Plan:
     run: Run
     tiles: Tiles
     cost: PlanCost
+    findings: Findings | None = None
+    """What was searched for it; None for a plan that was stored before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +197,7 @@ class SerialRunner:
 
 
 def map_area(
-    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False
+    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False, limits: Limits = Limits()
 ) -> Summary:
     """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
 
@@ -188,7 +209,7 @@ def map_area(
     if found and (done := _finished(folder, request, found[1], retry_failed)):
         return done
     if found is None:
-        plan = make_plan(request, config, runner, progress)  # before anything is written: a refused request leaves no trace
+        plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
         run, tiles = _store_run(folder, plan) if found is None else found
         return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
@@ -321,7 +342,7 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
     it holds something else."""
     with folder.reached():
         holds_run = folder.exists(RUN)
-        strangers = [] if holds_run else [path for path in folder.list() if path != ledger.PLAN and not path.startswith(f"{lease.LEASES}/")]
+        strangers = [] if holds_run else [path for path in folder.list() if path not in (ledger.PLAN, SCENES) and not path.startswith(f"{lease.LEASES}/")]
     if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     if not holds_run:
@@ -336,9 +357,11 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
 
 def _store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
     """run.json is written last: a folder without it holds no run yet."""
+    assert plan.findings is not None, "a new plan comes from a search"
     with folder.reached():
         if folder.exists(RUN):
             raise RunConflictError(f"another driver began a run in {folder.url} meanwhile: submit again to go on with it")
+        store_scenes(folder, plan.findings)
         ledger.store_plan(folder, plan.tiles)
         folder.put_json(RUN, _run_json(plan))
     return plan.run, plan.tiles
@@ -352,22 +375,39 @@ def load_run(folder: Folder) -> Run:
     return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]))
 
 
-def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
-    """Searches, surveys and plans; writes nothing."""
+def make_plan(
+    request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress, limits: Limits = Limits()
+) -> Plan:
+    """Searches, surveys and plans; writes nothing. Raises ValueError for an area, a search or a plan beyond the limits."""
+    if (vertices := shapely.get_num_coordinates(request.area)) > limits.max_vertices:
+        raise ValueError(f"the area has {vertices:,} vertices, more than {limits.max_vertices:,}: simplify it, or raise --max-vertices")
     progress("search", 0, 1)
-    scenes = find_scenes(
+    findings = search_catalog(
         request.catalog,
         request.area,
         collection=request.collection,
         datetime=request.datetime,
         max_cloud=request.max_cloud,
+        filter=request.filter,
+        choose_by=request.choose,
+        per_cell=request.per_cell,
+        access=request.access,
+        allow_hosts=limits.allow_hosts,
+        max_items=limits.max_items,
         assets=request.assets,
         bands=request.bands,
         stretch=request.stretch,
     )
+    scenes = findings.scenes
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
-    run = Run(request, tuple(scenes), grid)
+    run = Run(request, scenes, grid)
+    smallest = run.area.area / (grid.resolution * TILE_SIZES[0]) ** 2
+    if smallest > limits.max_tiles:
+        raise ValueError(
+            f"the area is {smallest:,.0f} tiles of {TILE_SIZES[0]} pixels of {grid.resolution:g} in {grid.crs}, more than {limits.max_tiles:,}: "
+            "map a part of it, choose a coarser --resolution, or raise --max-tiles"
+        )
     progress("survey", 0, 1)
     survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)
     tiles = plan_tiles(
@@ -381,7 +421,7 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
     )
     progress("survey", 1, 1)
-    return Plan(run, tiles, _cost(run, tiles, config, runner.device))
+    return Plan(run, tiles, _cost(run, tiles, config, runner.device), findings)
 
 
 def see_tile(run: Run, tile: Tile) -> Seen:
@@ -515,7 +555,7 @@ def scene_from_json(values: Mapping[str, Any]) -> Scene:
     """Inverse of scene_to_json."""
     sources = []
     for source in values["sources"]:
-        assets = tuple(Asset(asset["href"], tuple(asset["bands"]), asset["nodata"]) for asset in source["assets"])
+        assets = tuple(Asset(**asset | {"bands": tuple(asset["bands"])}) for asset in source["assets"])
         sources.append(Source(**source | {"assets": assets, "footprint": shapely.from_wkt(source["footprint"])}))
     stretch = values["stretch"]
     return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]))

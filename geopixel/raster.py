@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import hypot, sqrt
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -25,18 +24,9 @@ from rasterio.transform import from_gcps
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform
 
+from geopixel import access
 from geopixel.errors import ReadError
 from geopixel.types import CLOUDED, NO_SCENE, Asset, Scene, Source
-
-REMOTE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # do not list the bucket in search of sidecar files
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-}
-"""GDAL settings for COGs behind HTTP; the meanings stand in https://gdal.org/en/stable/user/configoptions.html."""
 
 DOWNSAMPLED = 1.5
 """Source pixels along the edge of a GeoBox pixel from which on colours are averages; below, they are interpolated."""
@@ -129,6 +119,7 @@ def _eight_bit(pixels: np.ndarray, scene: Scene, asset: Asset) -> np.ndarray:
     return np.floor(np.clip(shown, 0.0, 255.0) + 0.5).astype(np.uint8)
 
 
+@access.signs_again
 def _read_asset(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     """Raw pixels (bands, height, width) and valid (height, width) bool."""
     with _opened(asset, geobox) as (dataset, palette):
@@ -149,15 +140,15 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
     href = asset.href
     try:
         with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**(REMOTE_OPTIONS if _is_remote(href) else {})))
-            href = _signed(href)
-            dataset = stack.enter_context(rasterio.open(href))
+            stack.enter_context(rasterio.Env(**access.read_options(asset)))
+            href = access.signed(asset)
+            dataset = stack.enter_context(access.open_raster(href))
             if dataset.crs is None and not dataset.gcps[0]:
                 raise ReadError(f"cannot read {asset.href}: it has no coordinate reference system")
             palette = _palette(dataset)
             level = _overview_level(dataset, _shrinkage(dataset, geobox))
             if level is not None:
-                dataset = stack.enter_context(rasterio.open(href, overview_level=level))
+                dataset = stack.enter_context(access.open_raster(href, overview_level=level))
             if dataset.crs is None:
                 # Ground control points: GDAL places them on a grid of its own choice only, so that grid is warped once more.
                 dataset = stack.enter_context(WarpedVRT(dataset, crs=dataset.gcps[1], **_missing(dataset, asset.nodata), **WARP_OPTIONS))
@@ -167,19 +158,6 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             error = error.__cause__
         reason = " ".join(str(error).split()).replace(href, asset.href)  # a signed address is a secret
         raise ReadError(f"cannot read {asset.href}: {reason}") from error
-
-
-def _is_remote(href: str) -> bool:
-    return urlsplit(href).scheme in ("http", "https", "s3", "gs", "az")
-
-
-def _signed(href: str) -> str:
-    """The address to open. The Planetary Computer's blobs want a token that lives for minutes: it is asked for here, not when searching."""
-    if not (urlsplit(href).hostname or "").endswith(".blob.core.windows.net"):
-        return href
-    import planetary_computer  # loads pydantic, requests and more: only where it is needed
-
-    return planetary_computer.sign_url(href)
 
 
 def _present_bands(asset: Asset, dataset: DatasetReader) -> list[int]:

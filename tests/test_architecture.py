@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"raster", "storage"}
+BASE = GROUND | {"access", "dateline", "raster", "storage"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,7 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": set(),
-    "raster": GROUND,
+    "access": GROUND,
+    "dateline": set(),
+    "raster": GROUND | {"access"},
     "storage": GROUND,
     "lease": {"errors", "storage"},
     "model": {"errors"},

@@ -21,6 +21,7 @@ from geopixel.mosaic import NONE
 from geopixel.pipeline import (
     MAX_ATTEMPTS,
     PUBLISHED,
+    Limits,
     MapRequest,
     Run,
     Runner,
@@ -55,7 +56,7 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert data["mask"].dims == data["confidence"].dims == ("prompt", "y", "x")
     assert data["status"].dims == ("y", "x")
     assert list(data["prompt"].values) == list(PROMPTS)
-    files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
+    files = {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
     assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "lease", "masks.zarr"}
     assert list((serial / "attempts").rglob("*.*")) == []
     features = gpd.read_parquet(serial / "features.parquet")
@@ -163,6 +164,28 @@ def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, 
     assert plan.cost.to_read == sum(tile.decided is None for tile in plan.tiles) > 0
     assert plan.cost.model_seconds > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(max_vertices=3), r"the area has \d+ vertices, more than 3: .*--max-vertices"),
+        (Limits(max_items=1), r"more than 1 items: .*--max-items"),
+        (Limits(max_tiles=1), r"the area is \d+ tiles of 512 pixels .*, more than 1: .*--max-tiles"),
+    ],
+)
+def test_what_is_too_large_is_refused_and_the_flag_named(catalog: Path, limits: Limits, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(ask(catalog), NANO, SerialRunner(), quiet, limits)
+
+
+def test_a_run_is_planned_again_from_its_own_scenes(catalog: Path, serial: Path) -> None:
+    """Without the catalog; the rows of scenes.parquet are the sources of the run, in their order."""
+    again = make_plan(replace(ask(catalog), catalog=str(serial / "scenes.parquet")), NANO, SerialRunner(), quiet)
+    stored = load_run(Folder(str(serial)))
+    assert again.run.scenes == stored.scenes
+    assert again.tiles == ledger.load_plan(Folder(str(serial)))
+    assert gpd.read_parquet(serial / "scenes.parquet")["id"].tolist() == [source.item for scene in stored.scenes for source in scene.sources]
 
 
 def test_scenes_survive_json(serial: Path) -> None:
