@@ -86,7 +86,7 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     assert summary.tiles["failed"] > 0
     assert summary.tiles["ok"] > 0
     assert not summary.published
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "plan.parquet", "coverage.parquet", "predictions", "attempts", "lease"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "predictions", "attempts", "lease"}
     with pytest.raises(ValueError, match=rf"of \d+ tiles {summary.tiles['failed']} failed; run the same command again .* --retry-failed, .* --allow-holes"):
         verify(Folder(str(tmp_path / "run")))
     with pytest.raises(ValueError, match="not finished"):
@@ -237,7 +237,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def as_if_fresh(serial: Path, folder: Path, request: MapRequest) -> Path:
     """A run of another request that has looked at its tiles, and no more."""
     shutil.copytree(serial / "predictions", folder / "predictions")
-    shutil.copy(serial / "plan.parquet", folder)
+    for name in ("plan.parquet", "scenes.parquet"):
+        shutil.copy(serial / name, folder)
     stored = Folder(str(serial)).get_json("run.json")
     del stored["finished"]
     Folder(str(folder)).put_json("run.json", stored | {"request": request.to_json(), "submissions": []})
