@@ -25,7 +25,7 @@ from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Quality, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -54,6 +54,8 @@ class MapRequest:
     assets: tuple[str, ...] = ()
     bands: tuple[int, ...] = ()
     stretch: tuple[float, float] | None = None
+    profile: str | None = None
+    """TOML, see profiles.py."""
     resolution: float | None = None
     crs: str | None = None
     threshold: float = 0.5
@@ -240,6 +242,7 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         assets=request.assets,
         bands=request.bands,
         stretch=request.stretch,
+        profile=request.profile,
     )
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
@@ -383,17 +386,23 @@ def _run_json(plan: Plan) -> dict[str, Any]:
 
 def scene_to_json(scene: Scene) -> dict[str, Any]:
     sources = [asdict(replace(source, footprint=None)) | {"footprint": source.footprint.wkt} for source in scene.sources]  # type: ignore[arg-type]
-    return {"collection": scene.collection, "day": scene.day, "stretch": scene.stretch, "sources": sources}
+    return {"collection": scene.collection, "day": scene.day, "stretch": scene.stretch, "guess": scene.guess, "sources": sources}
 
 
 def scene_from_json(values: Mapping[str, Any]) -> Scene:
     """Inverse of scene_to_json."""
     sources = []
     for source in values["sources"]:
-        assets = tuple(Asset(asset["href"], tuple(asset["bands"]), asset["nodata"]) for asset in source["assets"])
-        sources.append(Source(**source | {"assets": assets, "footprint": shapely.from_wkt(source["footprint"])}))
+        assets, quality = tuple(map(_asset_from_json, source["assets"])), source["quality"]
+        if quality is not None:
+            quality = Quality(_asset_from_json(quality["asset"]), tuple(quality["values"]), tuple(quality["bits"]))
+        sources.append(Source(**source | {"assets": assets, "quality": quality, "footprint": shapely.from_wkt(source["footprint"])}))
     stretch = values["stretch"]
-    return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]))
+    return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]), values["guess"])
+
+
+def _asset_from_json(values: Mapping[str, Any]) -> Asset:
+    return Asset(**{**values, "bands": tuple(values["bands"])})
 
 
 def _short(value: Any) -> str:

@@ -6,13 +6,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import sqrt
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import pystac
 import shapely
@@ -26,20 +24,8 @@ from shapely.geometry import mapping, shape
 from urllib3 import Retry
 
 from geopixel.errors import CatalogError, NoScenesError
-from geopixel.types import Asset, Scene, Source
-
-COLOURS = ("red", "green", "blue")
-VISUAL_NAMES = ("visual", "image", "rgb")
-"""Assets of these names are pictures by custom: Sentinel-2 of Earth Search and the Planetary Computer, its NAIP, OpenAerialMap."""
-RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2")
-RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
-OTHER_ROLES = {"thumbnail", "overview", "metadata", "data-mask", "cloud", "saturation"}
-"""Roles of rasters that are no imagery (STAC best practices; Landsat's quality bands)."""
-
-STRETCHES = {"sentinel-2-l2a": (0.0, 3000.0), "sentinel-2-c1-l2a": (1000.0, 4000.0), "sentinel-2-l1c": (0.0, 3000.0), "landsat-c2-l2": (7273.0, 18182.0)}
-"""Raw values of reflectance 0 and 0.3 in the one-band files of a collection. Sentinel-2 Products Specification Document: value / 10000, and
-(value - 1000) / 10000 from processing baseline 04.00 on, which is all of Collection 1; elsewhere baselines mix, so newer days look brighter
-until a stretch is given. USGS Landsat Collection 2 Level-2 product guide: 0.0000275 value - 0.2."""
+from geopixel.profiles import Shown, load_profiles, said_of_bands, show
+from geopixel.types import Scene, Source
 
 RETRY = Retry(total=5, connect=2, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None)
 TIMEOUT = (10.0, 60.0)
@@ -79,6 +65,7 @@ def find_scenes(
     assets: Sequence[str] = (),
     bands: Sequence[int] = (),
     stretch: tuple[float, float] | None = None,
+    profile: str | None = None,
 ) -> list[Scene]:
     """The scenes of a catalog over an area: newest day first, then collections by name; inside a scene, items by id.
 
@@ -90,12 +77,14 @@ def find_scenes(
     assets: the one file that holds all colours, or three: red, green, blue; (): by name, role and common names.
     bands: one or three 1-based bands of a single file; (): by common names, else the first three.
     stretch: raw values shown as 0 and 255 where pixels are not 8-bit; None: what is known of the collection.
+    profile: TOML that goes before the shipped profiles, see profiles.Profile.
 
     Raises ValueError for an argument that does not fit the catalog (an unknown asset, say), CatalogError when the catalog cannot
     be read, NoScenesError when there is nothing.
     """
     interval = _interval(datetime)
     _check(area, max_cloud, assets, bands, stretch)
+    profiles = load_profiles(profile)
     shapely.prepare(area)
     try:
         found = [each for each in _candidates(catalog, area, collection, interval) if _wanted(each, area, interval, max_cloud)]
@@ -105,7 +94,8 @@ def find_scenes(
         box = ", ".join(f"{value:.6g}" for value in area.bounds)
         cloud = "any cloud cover" if max_cloud is None else f"cloud cover <= {max_cloud:g} %"
         raise NoScenesError(f"no scenes: catalog {catalog}, collection {collection or 'any'}, dates {datetime or 'any'}, bbox ({box}), {cloud}")
-    return _scenes(found, tuple(assets), tuple(bands), stretch)
+    options: dict[str, Any] = {"assets": tuple(assets), "bands": tuple(bands), "stretch": stretch}
+    return _scenes(found, lambda each: show(each.item, each.collection, each.defaults, profiles, **options))
 
 
 def _check(area: Geometry, max_cloud: float | None, assets: Sequence[str], bands: Sequence[int], stretch: tuple[float, float] | None) -> None:
@@ -261,115 +251,34 @@ def _solar_day(each: _Found) -> dt.date:
     return (instant + dt.timedelta(hours=largest.centroid.x / 15)).date()
 
 
-def _scenes(found: Sequence[_Found], assets: Sequence[str], bands: tuple[int, ...], stretch: tuple[float, float] | None) -> list[Scene]:
+def _scenes(found: Sequence[_Found], show: Callable[[_Found], Shown]) -> list[Scene]:
     days = {id(each): _solar_day(each) for each in found}
+    shown = {id(each): show(each) for each in found}
 
-    def scene_key(each: _Found) -> tuple[int, str]:
-        return -days[id(each)].toordinal(), each.collection
+    def scene_key(each: _Found) -> tuple[int, str, tuple[float, ...]]:
+        # A collection whose scale changed in between may have both on one day: each of its own scene.
+        return -days[id(each)].toordinal(), each.collection, shown[id(each)].stretch or ()
 
     scenes = []
-    for (day, collection), group in groupby(sorted(found, key=lambda each: (*scene_key(each), each.item.id)), key=scene_key):
+    for (day, collection, stretch), group in groupby(sorted(found, key=lambda each: (*scene_key(each), each.item.id)), key=scene_key):
         items = list(group)
-        names = [_colour_assets(each, assets) for each in items]
-        sources = tuple(_source(each, chosen, bands) for each, chosen in zip(items, names, strict=True))
-        scenes.append(Scene(collection, dt.date.fromordinal(-day).isoformat(), sources, _stretch(items[0], names[0], stretch)))
+        guesses = dict.fromkeys(shown[id(each)].guess for each in items if shown[id(each)].guess)
+        sources = tuple(_source(each, shown[id(each)]) for each in items)
+        scenes.append(Scene(collection, dt.date.fromordinal(-day).isoformat(), sources, (stretch[0], stretch[1]) if stretch else None, "; ".join(guesses)))
     return scenes
 
 
-def _colour_assets(each: _Found, wanted: Sequence[str]) -> Sequence[str]:
-    """The names of the one or three assets that show the item in colours."""
-    offered = each.item.assets
-    for name in wanted:
-        if name not in offered:
-            raise ValueError(f"no asset {name!r} in item {each.item.id} of {each.collection}: it has {', '.join(sorted(offered))}")
-    if wanted:
-        return wanted
-    rasters = sorted((name for name, asset in offered.items() if _is_raster(asset)), key=lambda name: (offered[name].media_type == "image/jp2", name))
-    colours = {name: [_common_name(band) for band in _bands(each, name)] for name in rasters}
-    pictures = [name for name in VISUAL_NAMES if name in rasters]
-    pictures += [name for name in rasters if "visual" in (offered[name].roles or ())]
-    pictures += [name for name in rasters if set(COLOURS) <= set(colours[name])]
-    if pictures:
-        return pictures[:1]
-    single = {colour: [name for name in rasters if ([name] if colours[name] in ([], [""]) else colours[name]) == [colour]] for colour in COLOURS}
-    if all(single.values()):
-        return [single[colour][0] for colour in COLOURS]
-    if len(rasters) == 1:
-        return rasters
-    raise ValueError(f"assets must be named: which of item {each.item.id} of {each.collection} hold the colours? It has {', '.join(sorted(offered))}")
-
-
-def _is_raster(asset: pystac.Asset) -> bool:
-    if OTHER_ROLES & set(asset.roles or ()):
-        return False
-    if asset.media_type:
-        return asset.media_type.startswith(RASTER_TYPES)
-    return PurePosixPath(urlsplit(asset.href).path).suffix.lower() in RASTER_SUFFIXES
-
-
-def _bands(each: _Found, name: str) -> list[dict[str, Any]]:
-    """What is said of the asset's bands, in stored order: by the collection, then by the item; STAC 1.1 bands and the older extensions alike."""
-    bands: list[dict[str, Any]] = []
-    for said in (each.defaults.get(name, {}), each.item.assets[name].extra_fields):
-        for key in ("bands", "eo:bands", "raster:bands"):
-            for index, band in enumerate(said.get(key) or []):
-                if index == len(bands):
-                    bands.append({})
-                bands[index].update(band if isinstance(band, dict) else {})
-    return bands
-
-
-def _common_name(band: Mapping[str, Any]) -> str:
-    return str(band.get("eo:common_name") or band.get("common_name") or band.get("name") or "").lower()
-
-
-def _source(each: _Found, names: Sequence[str], bands: tuple[int, ...]) -> Source:
-    if bands and len(names) == 3:
-        raise ValueError(f"bands choose within a single asset, item {each.item.id} of {each.collection} has its colours in {', '.join(names)}: name one")
-    assets = tuple(_asset(each, name, (1,) if len(names) == 3 else bands) for name in names)
-    first = each.item.assets[names[0]].extra_fields
+def _source(each: _Found, shown: Shown) -> Source:
+    name = shown.names[0]
+    first = each.item.assets[name].extra_fields
     said = {**each.item.properties, **{key: value for key, value in first.items() if value is not None}}
     code = said.get("proj:code") or (f"EPSG:{said['proj:epsg']}" if said.get("proj:epsg") else None)
     transform = said.get("proj:transform")
     resolution = sqrt(abs(transform[0] * transform[4] - transform[1] * transform[3])) if transform else None
-    gsd = next((band[key] for band in _bands(each, names[0])[:1] for key in ("gsd", "spatial_resolution") if band.get(key)), None)
+    bands = said_of_bands(each.item, each.defaults, name)[:1]
+    gsd = next((band[key] for band in bands for key in ("gsd", "spatial_resolution") if band.get(key)), None)
     gsd = first.get("gsd") or gsd or said.get("gsd")
-    return Source(each.item.id, each.footprint, assets, code, resolution, None if gsd is None else float(gsd))
-
-
-def _asset(each: _Found, name: str, wanted: tuple[int, ...]) -> Asset:
-    asset, bands = each.item.assets[name], _bands(each, name)
-    if bands and wanted and max(wanted) > len(bands):
-        raise ValueError(f"bands must be from 1 to {len(bands)} in asset {name} of item {each.item.id}, got {list(wanted)}")
-    indexes = wanted or _colour_bands([_common_name(band) for band in bands])
-    nodata = bands[indexes[0] - 1].get("nodata") if bands else None
-    nodata = asset.extra_fields.get("nodata") if nodata is None else nodata
-    return Asset(asset.get_absolute_href() or asset.href, indexes, None if nodata is None else float(nodata))
-
-
-def _colour_bands(names: Sequence[str]) -> tuple[int, ...]:
-    """1-based bands to show: red, green, blue wherever they are stored; grey of one or two; else the first three."""
-    if set(COLOURS) <= set(names):
-        return tuple(names.index(colour) + 1 for colour in COLOURS)
-    return (1,) if len(names) in (1, 2) else (1, 2, 3)
-
-
-def _stretch(each: _Found, names: Sequence[str], given: tuple[float, float] | None) -> tuple[float, float] | None:
-    """By the pixel type, the caller, the collection's name, its statistics, in this order; never by the item's own statistics."""
-    types = {band.get("data_type", each.item.assets[name].extra_fields.get("data_type")) for name in names for band in _bands(each, name)}
-    if types == {"uint8"}:
-        return None
-    if given is not None:
-        return given
-    if each.collection in STRETCHES:
-        return STRETCHES[each.collection] if len(names) == 3 else None  # the files of these that hold all colours are 8-bit
-    said = [each.defaults.get(name, {}) for name in names]
-    bands = [band for asset in said for band in asset.get("raster:bands") or asset.get("bands") or []]
-    statistics = [band["statistics"] for band in bands if "maximum" in band.get("statistics", {}) and "minimum" in band["statistics"]]
-    if not statistics:
-        return None
-    low, high = min(float(band["minimum"]) for band in statistics), max(float(band["maximum"]) for band in statistics)
-    return (low, high) if low < high else None
+    return Source(each.item.id, each.footprint, shown.assets, code, resolution, None if gsd is None else float(gsd), shown.quality)
 
 
 def _reason(error: BaseException) -> str:

@@ -50,6 +50,24 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """The band of an item that says where clouds or their shadows are, and how: by whole values (SCL) or by bits (QA_PIXEL)."""
+
+    asset: Asset
+    """One band of integers."""
+    values: tuple[int, ...] = ()
+    """Values that mean cloud or shadow."""
+    bits: tuple[int, ...] = ()
+    """Bits, 0 the lowest, each of which means cloud or shadow where it is set."""
+
+    def __post_init__(self) -> None:
+        if len(self.asset.bands) != 1:
+            raise ValueError(f"a quality asset has one band, got {self.asset.bands} for {self.asset.href}")
+        if not (self.values or self.bits) or not all(0 <= bit < 32 for bit in self.bits):
+            raise ValueError(f"quality needs values, or bits from 0 to 31, that mean cloud, got values {self.values}, bits {self.bits} for {self.asset.href}")
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """One STAC item, reduced to what reading its colours needs."""
 
@@ -63,6 +81,8 @@ class Source:
     """Native pixel edge in units of crs; None where the item does not say."""
     gsd: float | None = None
     """Ground sample distance in metres; None where the item does not say."""
+    quality: Quality | None = None
+    """Where its clouds are; None: nobody says."""
 
     def __post_init__(self) -> None:
         count = sum(len(asset.bands) for asset in self.assets)
@@ -80,6 +100,8 @@ class Scene:
     sources: tuple[Source, ...]
     stretch: tuple[float, float] | None = None
     """Raw values shown as 0 and 255; None: the pixels are 8-bit already. One for a whole collection, never per tile."""
+    guess: str = ""
+    """What of its colours neither the caller, nor a profile, nor the catalog says, and what was taken instead; empty: nothing."""
 
     @property
     def id(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"raster", "storage"}
+BASE = GROUND | {"profiles", "raster", "storage"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": set(),
+    "profiles": GROUND,
     "raster": GROUND,
     "storage": GROUND,
     "model": {"errors"},
