@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import groupby
 from math import hypot, prod, sqrt
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,6 +107,13 @@ def _indexed(scenes: Sequence[Scene], among: np.ndarray | None) -> Iterator[tupl
     first = np.cumsum([0] + [len(scene.sources) for scene in scenes])
     for index, at in zip(among.tolist(), (np.searchsorted(first, among, side="right") - 1).tolist(), strict=True):
         yield index, scenes[at], scenes[at].sources[index - first[at]]
+
+
+def only(scenes: Sequence[Scene], among: np.ndarray) -> list[Scene]:
+    """The scenes with the sources of these ascending indexes, in the same order; scenes without any are left out."""
+    groups = groupby(_indexed(scenes, among), key=lambda each: id(each[1]))
+    parts = [list(group) for _, group in groups]
+    return [replace(part[0][1], sources=tuple(source for _, _, source in part)) for part in parts]
 
 
 def enumerate_sources(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, Source]]:

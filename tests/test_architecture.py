@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"profiles", "raster", "storage", "tally"}
+BASE = GROUND | {"assignment", "profiles", "raster", "storage", "tally"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": set(),
     "profiles": GROUND,
+    "assignment": GROUND,
     "tally": set(),
     "raster": GROUND | {"tally"},
     "storage": GROUND,
