@@ -18,14 +18,16 @@ import shapely
 from shapely import Geometry
 
 from geopixel import features, ledger, mosaic, polygonize, publish
+from geopixel.assignment import Assignment, assign_sources
 from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
 from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
+from geopixel.tally import tallied
 from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Grid, Quality, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.types import BLOCK_SIZE, HALO, TILE_SIZES, Asset, Block, Grid, Quality, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -95,6 +97,8 @@ class Seen:
     picture: TileImage | TilePrediction
     """Or why there is none."""
     read_seconds: float
+    read_bytes: int
+    """Of the files, as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,8 @@ class SerialRunner:
         from geopixel.prediction import Predictor
 
         predictor = Predictor.load(run.request.model, run.request.prompts)
-        yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles))
+        assigned = assign_tiles(run, tiles)
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles))
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
@@ -263,14 +268,21 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
     return Plan(run, tiles, _cost(run, tiles, config, runner.device))
 
 
-def see_tile(run: Run, tile: Tile) -> Seen:
-    """Reads a tile."""
+def assign_tiles(run: Run, tiles: Sequence[Tile]) -> Assignment:
+    """The sources near each tile, by super-tile: what see_tile wants."""
+    plan = Tiles.of(tiles)
+    return assign_sources(run.scenes, run.grid, np.stack([plan.left // BLOCK_SIZE, plan.top // BLOCK_SIZE], axis=-1), BLOCK_SIZE)
+
+
+def see_tile(run: Run, tile: Tile, assigned: Assignment) -> Seen:
+    """Reads a tile. assigned: of assign_tiles, for this tile among others."""
     began = time.monotonic()
-    try:
-        picture: TileImage | TilePrediction = read_tile(tile, run.scenes)
-    except ReadError as error:
-        picture = TilePrediction(tile.id, "failed", reason=str(error))
-    return Seen(picture, time.monotonic() - began)
+    with tallied() as touched:
+        try:
+            picture: TileImage | TilePrediction = read_tile(tile, run.scenes, assigned.at(tile.left, tile.top))
+        except ReadError as error:
+            picture = TilePrediction(tile.id, "failed", reason=str(error))
+    return Seen(picture, time.monotonic() - began, sum(each.bytes for each in touched))
 
 
 def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen]) -> Iterator[TileReceipt]:

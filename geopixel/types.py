@@ -343,5 +343,7 @@ class TileReceipt:
     reason: str = ""
     read_seconds: float = 0.0
     predict_seconds: float = 0.0
+    read_bytes: int = 0
+    """Of the files, as they are stored."""
     backend: str = ""
     """What computed it: device, dtype and attention kernel; empty where nothing was computed."""
