@@ -72,6 +72,8 @@ def print_summary(summary: Summary, folder: Folder) -> None:
     table.add_row("tiles", f"{planned} = {states} ({summary.worked} looked at now)")
     for prompt, count in summary.features.items():
         table.add_row(prompt, f"{count} features, {summary.km2[prompt]:.4g} km2")
+    if summary.busy is not None:
+        table.add_row("model busy", f"{100 * summary.busy:.0f} % of the time of the workers that have it")
     table.add_row("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
     _to_stdout().print(table)
     for name, what in (("features.parquet", "polygons"), ("masks.zarr", "rasters"), ("coverage.parquet", "tiles"), ("quicklook.png", "picture")):

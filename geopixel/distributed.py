@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import ray.data
 from ray.util.dask import ray_dask_get
 
 from geopixel.assignment import Assignment
-from geopixel.pipeline import Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
+from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
 
@@ -43,27 +44,42 @@ def start() -> None:
 
 
 class RayRunner:
-    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts."""
+    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts.
+
+    gpus_per_actor: share of a GPU, or GPUs, for each copy of the model; None: one where the cluster has GPUs, else the model runs on CPUs.
+    min_actors, max_actors: copies of the model; None: as many as fit into the cluster as it is. A higher max_actors lets it grow.
+    max_attempts: a tile that was begun so often without a result is set aside as failed.
+    """
 
     dask_scheduler: Any = staticmethod(ray_dask_get)
 
+    def __init__(
+        self, *, gpus_per_actor: float | None = None, min_actors: int | None = None, max_actors: int | None = None, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
+        if gpus_per_actor is None and ray.cluster_resources().get("GPU", 0) >= 1:
+            gpus_per_actor = 1.0
+        self.gpus_per_actor, self.max_attempts = gpus_per_actor, max_attempts
+        fitting = ray.cluster_resources().get("GPU", 0) / gpus_per_actor if gpus_per_actor else ray.cluster_resources().get("CPU", 1)
+        self.min_actors = min_actors or max(1, min(int(fitting), max_actors or int(fitting)))
+        self.max_actors = max_actors or max(self.min_actors, int(fitting))
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors must not be above max_actors, got {self.min_actors} and {self.max_actors}")
+
     @property
     def device(self) -> str:
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        return "cuda" if self.gpus_per_actor else "cpu"
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}
+        resources: dict[str, Any] = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {"num_cpus": ACTOR_CPUS}
         together = TILES_PER_TASK[self.device]
-        tasks = min(len(tiles), max(actors, len(tiles) // together))
+        tasks = min(len(tiles), max(self.max_actors, len(tiles) // together))
         rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
         pictures = rows.map(partial(_see, run=run, assigned=assign_tiles(run, tiles)), num_cpus=READER_CPUS)
         receipts = pictures.map_batches(
             _Look,
-            fn_constructor_kwargs={"run": run, "folder": folder},
+            fn_constructor_kwargs={"run": run, "folder": folder, "max_attempts": self.max_attempts},
             batch_size=together,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, tasks)),
+            compute=ray.data.ActorPoolStrategy(min_size=min(self.min_actors, tasks), max_size=min(self.max_actors, tasks)),
             **resources,
         )
         for row in receipts.iter_rows():
@@ -90,11 +106,12 @@ def _see(row: dict[str, Any], run: Run, assigned: Assignment) -> dict[str, Any]:
 class _Look:
     """An actor with the model, asked batch by batch."""
 
-    def __init__(self, run: Run, folder: Folder) -> None:
+    def __init__(self, run: Run, folder: Folder, max_attempts: int) -> None:
         from geopixel.prediction import Predictor  # loads torch: only where the model is
 
-        self.grid, self.folder = run.grid, folder
+        self.grid, self.folder, self.max_attempts = run.grid, folder, max_attempts
         self.predictor = Predictor.load(run.request.model, run.request.prompts)
+        self.since = time.monotonic()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds", "read_bytes")
@@ -103,7 +120,10 @@ class _Look:
             tile = Tile(self.grid, int(size), int(column), int(row))
             picture = _picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason)
             seen.append(Seen(picture, float(seconds), int(read)))
-        receipts = list(predict_tiles(self.folder, self.predictor, seen))
+        receipts = list(predict_tiles(self.folder, self.predictor, seen, self.max_attempts))
+        now = time.monotonic()
+        receipts = [replace(receipt, worker_seconds=(now - self.since) / len(receipts)) for receipt in receipts]
+        self.since = now
         return {one.name: [getattr(receipt, one.name) for receipt in receipts] for one in fields(TileReceipt)}
 
 

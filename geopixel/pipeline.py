@@ -36,6 +36,9 @@ RUN = "run.json"
 FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
 """Assumed of one device for the estimate of a plan: a CPU core at about half of its float32 peak, an H200 at half of its measured 790 TFLOP/s."""
 
+MAX_ATTEMPTS = 3
+"""A tile that was begun this often without a result kills its workers: it is set aside as failed."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how many of its units are done, and how many there are."""
 
@@ -114,6 +117,8 @@ class Summary:
     """By stage, of this submission."""
     worked: int
     """Tiles that this submission looked at; the others were there already."""
+    busy: float | None
+    """Share 0..1 of their time that the workers with the model spent in it; None where it was not measured."""
 
 
 class Runner(Protocol):
@@ -139,26 +144,34 @@ class SerialRunner:
     dask_scheduler: Any = "synchronous"
     device = "cpu"
 
+    def __init__(self, max_attempts: int = MAX_ATTEMPTS) -> None:
+        self.max_attempts = max_attempts
+
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         from geopixel.prediction import Predictor
 
         predictor = Predictor.load(run.request.model, run.request.prompts)
         assigned = assign_tiles(run, tiles)
-        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles))
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles), self.max_attempts)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
             yield write_block(run, folder, block, tiles, states)
 
 
-def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Summary:
-    """The whole way. config: sizes of the request's model. Resumes what the folder holds; raises RunConflictError where that is another run."""
+def map_area(
+    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False
+) -> Summary:
+    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
+
+    Resumes what the folder holds; raises RunConflictError where that is another run.
+    """
     clock = {"plan": time.monotonic()}
     plan = open_run(request, folder, config, runner, progress)
     run, tiles = plan.run, plan.tiles
 
     clock["look"] = time.monotonic()
-    todo = ledger.pending(tiles, ledger.read_states(folder, tiles))
+    todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed)
     progress("tiles", 0, len(todo))
     receipts = []
     for receipt in runner.look(run, folder, todo) if todo else ():
@@ -192,8 +205,13 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
         km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
         seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
         worked=len(receipts),
+        busy=_share(receipts),
     )
-    spent = {"read": sum(r.read_seconds for r in receipts), "predict": sum(r.predict_seconds for r in receipts)}
+    spent = {
+        "read": sum(receipt.read_seconds for receipt in receipts),
+        "predict": sum(receipt.predict_seconds for receipt in receipts),
+        "with_model": sum(receipt.worker_seconds for receipt in receipts),
+    }
     started = folder.get_json(RUN)
     submission = {
         "tiles_looked_at": len(receipts),
@@ -204,6 +222,12 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
     folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
     return summary
+
+
+def _share(receipts: Sequence[TileReceipt]) -> float | None:
+    """Of the workers' time, what the model took."""
+    total = sum(receipt.worker_seconds for receipt in receipts)
+    return sum(receipt.predict_seconds for receipt in receipts if receipt.worker_seconds) / total if total else None
 
 
 def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
@@ -285,52 +309,53 @@ def see_tile(run: Run, tile: Tile, assigned: Assignment) -> Seen:
     return Seen(picture, time.monotonic() - began, sum(each.bytes for each in touched))
 
 
-def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen]) -> Iterator[TileReceipt]:
+def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], max_attempts: int) -> Iterator[TileReceipt]:
     """Predicts and stores tiles, as many together as the model takes. A tile that was begun before without a result is tried alone, so that
-    one that ends its workers costs no other its place; begun too often it is set aside."""
+    one that ends its workers costs no other its place; begun max_attempts times it is set aside."""
     seen = iter(seen)
     while batch := list(islice(seen, predictor.batch_size)):
-        pictures: list[tuple[TileImage, float]] = []
-        fresh: list[tuple[TileImage, float]] = []
+        pictures: list[tuple[TileImage, Seen]] = []
+        fresh: list[tuple[TileImage, Seen]] = []
         for one in batch:
             if isinstance(one.picture, TilePrediction):
-                yield _keep(folder, one.picture, one.read_seconds)
+                yield _keep(folder, one.picture, one)
             else:
-                pictures.append((one.picture, one.read_seconds))
-        for picture, seconds in pictures:
+                pictures.append((one.picture, one))
+        for picture, one in pictures:
             if not ledger.attempts(folder, picture.tile.id):
-                fresh.append((picture, seconds))
-            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > ledger.MAX_ATTEMPTS:
-                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), seconds)
+                fresh.append((picture, one))
+            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
+                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
             else:
-                yield from _predict(folder, predictor, [(picture, seconds)])
+                yield from _predict(folder, predictor, [(picture, one)])
         for picture, _ in fresh:
             ledger.begin_attempt(folder, picture.tile.id)
         if fresh:
             yield from _predict(folder, predictor, fresh)
 
 
-def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, float]]) -> Iterator[TileReceipt]:
+def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, Seen]]) -> Iterator[TileReceipt]:
     """Predicts and stores tiles whose attempt has begun. One that does not fit the context or the memory is a hole, not the end of the run."""
     began = time.monotonic()
     try:
         predictions = predictor.predict([picture for picture, _ in pictures])
     except (ValueError, RuntimeError) as error:
         if len(pictures) > 1:
-            for one in pictures:
-                yield from _predict(folder, predictor, [one])
+            for pair in pictures:
+                yield from _predict(folder, predictor, [pair])
             return
         predictions = [TilePrediction(pictures[0][0].tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")]
     each = (time.monotonic() - began) / len(pictures)
-    for prediction, (_, seconds) in zip(predictions, pictures, strict=True):
-        yield _keep(folder, prediction, seconds, each, predictor.backend)
+    for prediction, (_, one) in zip(predictions, pictures, strict=True):
+        yield _keep(folder, prediction, one, each, predictor.backend)
 
 
-def _keep(folder: Folder, prediction: TilePrediction, read_seconds: float, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
+def _keep(folder: Folder, prediction: TilePrediction, seen: Seen, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
     """Stored before it counts."""
     ledger.store_prediction(folder, prediction)
     ledger.end_attempts(folder, prediction.tile_id)
-    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, read_seconds, predict_seconds, backend)
+    times = {"read_seconds": seen.read_seconds, "predict_seconds": predict_seconds}
+    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, **times, read_bytes=seen.read_bytes, backend=backend)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:

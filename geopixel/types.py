@@ -345,5 +345,7 @@ class TileReceipt:
     predict_seconds: float = 0.0
     read_bytes: int = 0
     """Of the files, as they are stored."""
+    worker_seconds: float = 0.0
+    """Of the worker that has the model, from its last tiles to these, waiting for pictures and storing included: predict_seconds is its busy part."""
     backend: str = ""
     """What computed it: device, dtype and attention kernel; empty where nothing was computed."""

@@ -38,7 +38,8 @@ def map_region(settings: MapSettings) -> int:
     if settings.model is not None:
         read_model_config(settings.model)  # an unknown model is refused before a cluster starts
     distributed.start()
-    runner = distributed.RayRunner()
+    actors = {name: getattr(settings, name) for name in ("gpus_per_actor", "min_actors", "max_actors", "max_attempts")}
+    runner = distributed.RayRunner(**actors)
     model = settings.model or default_model(runner.device)
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
@@ -48,13 +49,13 @@ def map_region(settings: MapSettings) -> int:
             plan = make_plan(request, config, runner, progress)
         else:
             folder = Folder(settings.out)
-            summary = map_area(request, folder, config, runner, progress)
+            summary = map_area(request, folder, config, runner, progress, retry_failed=settings.retry_failed)
     if settings.dry_run:
         print_plan(plan)
         return 0
     print_summary(summary, folder)
     if failed := summary.tiles["failed"]:
-        print(f"map_region: {failed} tiles failed: see their reason in {folder.url}/coverage.parquet; run again to try them again", file=sys.stderr)
+        print(f"map_region: {failed} tiles failed: see their reason in {folder.url}/coverage.parquet; --retry-failed looks at them again", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -16,6 +16,7 @@ import xarray as xr
 from geopixel import ledger
 from geopixel.errors import NoScenesError, RunConflictError
 from geopixel.pipeline import (
+    MAX_ATTEMPTS,
     MapRequest,
     Run,
     Runner,
@@ -40,8 +41,8 @@ def ask(catalog: Path, area: shapely.Geometry | None = None, **settings: object)
     return demo_request(catalog, **settings) if area is None else replace(demo_request(catalog, **settings), area=area)
 
 
-def run(request: MapRequest, folder: Path, runner: Runner | None = None) -> Summary:
-    return map_area(request, Folder(str(folder)), NANO, runner or SerialRunner(), quiet)
+def run(request: MapRequest, folder: Path, runner: Runner | None = None, *, retry_failed: bool = False) -> Summary:
+    return map_area(request, Folder(str(folder)), NANO, runner or SerialRunner(), quiet, retry_failed=retry_failed)
 
 
 def test_the_folder_holds_what_design_promises(serial: Path) -> None:
@@ -85,7 +86,8 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     assert any("failed" in hole for hole in verify(Folder(str(tmp_path / "run"))).holes)
 
     broken.write_bytes(whole)
-    mended = run(request, tmp_path / "run")
+    assert run(request, tmp_path / "run").tiles["failed"] == summary.tiles["failed"]  # a failed tile is tried again where that is asked for
+    mended = run(request, tmp_path / "run", retry_failed=True)
     assert mended.tiles["failed"] == 0
     assert mended.worked == summary.tiles["failed"]
     assert verify(Folder(str(tmp_path / "run"))).holes == []
@@ -179,7 +181,7 @@ class Recorder:
 def pictures(count: int) -> list[Seen]:
     tiles = [Tile(Grid("EPSG:32633", 0.5), 512, column, 0) for column in range(count)]
     edge = 512 + 2 * HALO
-    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1) for tile in tiles]
+    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1, 7) for tile in tiles]
 
 
 def ids(seen: Sequence[Seen]) -> list[str]:
@@ -190,7 +192,7 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
     folder, seen = Folder(str(tmp_path)), pictures(5)
     names = ids(seen)
     predictor = Recorder(unbearable=names[1])
-    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen, MAX_ATTEMPTS)}  # type: ignore[arg-type]
     assert predictor.groups == [names[:3], [names[0]], [names[1]], [names[2]], names[3:]]
     assert {name: receipts[name].state for name in names} == dict.fromkeys(names, "empty") | {names[1]: "failed"}
     assert receipts[names[1]].reason == "RuntimeError: too much"
@@ -200,12 +202,12 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
 def test_a_tile_that_was_begun_before_is_tried_alone_and_in_the_end_set_aside(tmp_path: Path) -> None:
     folder, seen = Folder(str(tmp_path)), pictures(3)
     names = ids(seen)
-    for times in range(1, ledger.MAX_ATTEMPTS + 1):
+    for times in range(1, MAX_ATTEMPTS + 1):
         ledger.begin_attempt(folder, names[0])
-        if times < ledger.MAX_ATTEMPTS:
+        if times < MAX_ATTEMPTS:
             ledger.begin_attempt(folder, names[1])
     predictor = Recorder()
-    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen, MAX_ATTEMPTS)}  # type: ignore[arg-type]
     assert predictor.groups == [[names[1]], [names[2]]]
     assert [receipts[name].state for name in names] == ["failed", "empty", "empty"]
-    assert receipts[names[0]].reason == f"its worker ended {ledger.MAX_ATTEMPTS} times"
+    assert receipts[names[0]].reason == f"its worker ended {MAX_ATTEMPTS} times"

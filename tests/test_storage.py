@@ -110,3 +110,9 @@ def test_the_ledger_works_on_it(folder: Folder) -> None:
     assert (ledger.load_prediction(folder, tiles[1].id, "ok").logits == logits).all()
     ledger.store_coverage(folder, tiles)
     assert folder.list() == ["coverage.parquet", "plan.parquet", *(f"predictions/{states[t.id]}/{t.id}.arrow" for t in (tiles[2], tiles[3], tiles[1]))]
+
+
+def test_of_two_who_create_a_file_one_does(folder: Folder) -> None:
+    assert folder.create_json("a/lease.json", 1)
+    assert not folder.create_json("a/lease.json", 2)
+    assert folder.get_json("a/lease.json") == 1

@@ -48,10 +48,16 @@ class VisionTokens(nn.Module):
 
         The last encoder layer without post_layernorm and without the class token, as the published model takes it.
         """
-        x = self.tower.pre_layrnorm(self.tower.embeddings(crops))
-        x = self.tower.encoder(inputs_embeds=x).last_hidden_state[:, 1:]
+        # A GPU wants all crops at once; on a CPU what is between the layers of one crop fits into the cache, and the sums are the same.
+        together = len(crops) if crops.is_cuda else 1
+        x = torch.cat([self._last_layer(part) for part in crops.split(together)])
         x = x.view(len(crops), self.side, 2, self.side, 2, -1)
         return x.permute(0, 1, 3, 2, 4, 5).flatten(3)
+
+    def _last_layer(self, crops: Tensor) -> Tensor:
+        """(crops, 4 * side ** 2, hidden)"""
+        x = self.tower.pre_layrnorm(self.tower.embeddings(crops))
+        return self.tower.encoder(inputs_embeds=x).last_hidden_state[:, 1:]
 
     def arrange(self, features: Tensor, rows: int, columns: int) -> Tensor:
         """Features of one image, global view first, then rows x columns crops row by row -> (tokens, 4 * hidden)."""

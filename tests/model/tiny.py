@@ -83,8 +83,8 @@ def tokenizer() -> Tokenizer:
 
 
 def network(seed: int = 0, config: GeoPixelConfig = CONFIG) -> GeoPixelNetwork:
-    """A new network that knows the tokenizer's words."""
-    words = replace(config.language, vocab_size=tokenizer().vocab_size)
+    """A new network that knows the tokenizer's words, or more where the config has more."""
+    words = replace(config.language, vocab_size=max(tokenizer().vocab_size, config.language.vocab_size))
     made = GeoPixelNetwork(replace(config, language=words))
     fill(made, seed)
     return made
