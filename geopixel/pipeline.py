@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import geopandas as gpd
 import numpy as np
 import shapely
+import xarray as xr
 from shapely import Geometry
 
 from geopixel import features, ledger, mosaic, polygonize, publish
 from geopixel.assignment import Assignment, assign_sources
+from geopixel.cost import PlanCost, Spent, estimate_cost, square_km
 from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
@@ -26,8 +29,25 @@ from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tally import tallied
-from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import BLOCK_SIZE, HALO, TILE_SIZES, Asset, Block, Grid, Quality, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.tiling import choose_grid, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
+from geopixel.types import (
+    BLOCK_SIZE,
+    HALO,
+    STATUS_CODES,
+    TILE_SIZES,
+    Asset,
+    Block,
+    Grid,
+    Quality,
+    Scene,
+    Source,
+    State,
+    Tile,
+    TileImage,
+    TilePrediction,
+    TileReceipt,
+    Tiles,
+)
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -81,6 +101,11 @@ class Run:
     grid: Grid
 
     @property
+    def guesses(self) -> list[str]:
+        """What nobody says of the scenes' colours, and what was taken instead: one line a collection."""
+        return list(dict.fromkeys(f"{scene.collection}: {scene.guess}" for scene in self.scenes if scene.guess))
+
+    @property
     def area(self) -> Geometry:
         """In the CRS of the grid."""
         return project_area(self.request.area, self.grid.crs)
@@ -119,6 +144,10 @@ class Summary:
     """Tiles that this submission looked at; the others were there already."""
     busy: float | None
     """Share 0..1 of their time that the workers with the model spent in it; None where it was not measured."""
+    plan: Plan
+    """What was meant, and ..."""
+    spent: Spent
+    """... what it took."""
 
 
 class Runner(Protocol):
@@ -198,29 +227,31 @@ def map_area(
     clock["end"] = time.monotonic()
     progress("publish", 1, 1)
 
-    stages = list(clock)
+    stages, started = list(clock), folder.get_json(RUN)
+    submission: dict[str, Any] = {
+        "tiles_looked_at": len(receipts),
+        "seconds": {name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
+        "worker_seconds": {
+            "read": round(sum(receipt.read_seconds for receipt in receipts), 3),
+            "predict": round(sum(receipt.predict_seconds for receipt in receipts), 3),
+            "with_model": round(sum(receipt.worker_seconds for receipt in receipts), 3),
+        },
+        "read_bytes": sum(receipt.read_bytes for receipt in receipts),
+        "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
+    }
+    submissions = [*started["submissions"], submission]
     summary = Summary(
         tiles=counts,
         features=features_found,
         km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
-        seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
+        seconds=submission["seconds"],
         worked=len(receipts),
         busy=_share(receipts),
+        plan=plan,
+        spent=_spent(run, folder, tiles, states, submissions),
     )
-    spent = {
-        "read": sum(receipt.read_seconds for receipt in receipts),
-        "predict": sum(receipt.predict_seconds for receipt in receipts),
-        "with_model": sum(receipt.worker_seconds for receipt in receipts),
-    }
-    started = folder.get_json(RUN)
-    submission = {
-        "tiles_looked_at": len(receipts),
-        "seconds": summary.seconds,
-        "worker_seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
-        "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
-    }
     finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
-    folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
+    folder.put_json(RUN, started | {"finished": finished, "submissions": submissions})
     return summary
 
 
@@ -241,7 +272,7 @@ def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
         for name in now:
             if was[name] != now[name]:
                 raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
-        return Plan(run, tiles, _cost(run, tiles, config, runner.device))
+        return Plan(run, tiles, PlanCost.from_json(folder.get_json(RUN)["plan"]))
     if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     plan = make_plan(request, config, runner, progress)
@@ -276,6 +307,8 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
     run = Run(request, tuple(scenes), grid)
+    for guess in run.guesses:
+        logging.getLogger(__name__).warning("guessed for %s", guess)
     progress("survey", 0, 1)
     survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)
     tiles = plan_tiles(
@@ -289,7 +322,16 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
     )
     progress("survey", 1, 1)
-    return Plan(run, tiles, _cost(run, tiles, config, runner.device))
+    return Plan(run, tiles, _cost(run, tiles, config, survey))
+
+
+def store_dry_plan(folder: Folder, plan: Plan) -> bool:
+    """Writes the plan's tiles to plan.parquet, as a run there would, unless the folder holds a run: its own plan stays. Says whether it wrote."""
+    with folder.reached():
+        if folder.exists(RUN):
+            return False
+        ledger.store_plan(folder, plan.tiles)
+    return True
 
 
 def assign_tiles(run: Run, tiles: Sequence[Tile]) -> Assignment:
@@ -396,17 +438,32 @@ def tile_flops(config: GeoPixelConfig, prompts: int) -> dict[int, float]:
     return {size: config.flops(edge, edge, prompts) for size, edge in edges.items() if config.fits(edge, edge)}
 
 
-def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, device: str) -> PlanCost:
+def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, survey: xr.Dataset) -> PlanCost:
     prompts = len(run.request.prompts)
-    flops = tile_flops(config, prompts)
-    sizes, counts = np.unique(tiles.size[tiles.to_read], return_counts=True)
-    mean = float(np.average([flops[size] for size in sizes.tolist()], weights=counts)) if len(sizes) else 0.0
     return estimate_cost(
         tiles,
         prompts,
-        seconds_per_tile=mean / FLOPS_PER_SECOND[device],
+        survey,
+        flops=tile_flops(config, prompts),
+        rates=FLOPS_PER_SECOND,
         ground_sample_distance=_ground_sample_distance(run),
         mask_size=config.grounding.mask_size,
+    )
+
+
+def _spent(run: Run, folder: Folder, tiles: Tiles, states: Mapping[str, State], submissions: Sequence[Mapping[str, Any]]) -> Spent:
+    """What the submissions of a run came to, by what is stored."""
+    metres = _ground_sample_distance(run)
+    codes = np.array([STATUS_CODES[states[tile.id]] for tile in tiles], np.uint8)
+    seen = tiles[tiles.to_read & (codes != STATUS_CODES["failed"])]
+    silent: tuple[State, ...] = ("outside", "nodata", "cloud", "failed")
+    return Spent(
+        sizes=dict(zip(*(values.tolist() for values in np.unique(seen.size, return_counts=True)), strict=True)),
+        km2=square_km(seen, metres),
+        not_seen_km2={state: square_km(tiles[codes == STATUS_CODES[state]], metres) for state in silent if (codes == STATUS_CODES[state]).any()},
+        read_bytes=sum(submission["read_bytes"] for submission in submissions),
+        model_hours=sum(submission["worker_seconds"]["predict"] for submission in submissions) / 3600,
+        output_bytes=folder.size(),
     )
 
 
@@ -416,6 +473,7 @@ def _run_json(plan: Plan) -> dict[str, Any]:
         "grid": asdict(plan.run.grid),
         "scenes": [scene_to_json(scene) for scene in plan.run.scenes],
         "plan": asdict(plan.cost),
+        "guesses": plan.run.guesses,
         "versions": {name: version(name) for name in ("geopixel-ray", "ray", "torch", "transformers", "rasterio", "zarr")},
         "submissions": [],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from geopixel.aoi import read_area
 from geopixel.config import DEMO, MapSettings, load_settings
@@ -32,7 +33,7 @@ def map_region(settings: MapSettings) -> int:
     from geopixel import distributed
     from geopixel.console import ProgressDisplay, print_plan, print_summary
     from geopixel.model.config import default_model, read_model_config
-    from geopixel.pipeline import MapRequest, make_plan, map_area
+    from geopixel.pipeline import MapRequest, make_plan, map_area, store_dry_plan
     from geopixel.storage import Folder
 
     if settings.model is not None:
@@ -43,17 +44,18 @@ def map_region(settings: MapSettings) -> int:
     model = settings.model or default_model(runner.device)
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
-    request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
+    profile = None if settings.profile is None else Path(settings.profile).expanduser().read_text()
+    request = MapRequest(area, settings.prompt, catalog, model, profile=profile, **{name: getattr(settings, name) for name in names})
+    folder = Folder(settings.out)
     with ProgressDisplay() as progress:
         if settings.dry_run:
             plan = make_plan(request, config, runner, progress)
         else:
-            folder = Folder(settings.out)
             summary = map_area(request, folder, config, runner, progress, retry_failed=settings.retry_failed)
     if settings.dry_run:
-        print_plan(plan)
+        print_plan(plan, folder if store_dry_plan(folder, plan) else None, settings.gpu_price)
         return 0
-    print_summary(summary, folder)
+    print_summary(summary, folder, settings.gpu_price)
     if failed := summary.tiles["failed"]:
         print(f"map_region: {failed} tiles failed: see their reason in {folder.url}/coverage.parquet; --retry-failed looks at them again", file=sys.stderr)
     return 1 if failed else 0

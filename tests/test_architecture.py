@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
 BASE = GROUND | {"assignment", "profiles", "raster", "storage", "tally"}
-STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
+STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
 
@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
     "distributed": BELOW | {"pipeline"},
-    "console": BASE | {"pipeline"},
+    "console": BASE | {"cost", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""
