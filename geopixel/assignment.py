@@ -16,6 +16,8 @@ SAG = 0.01
 """The edges of a footprint are straight in degrees, those of its raster in its CRS: they part by up to 1 % of their length."""
 STEPS = 4
 """Parts that an edge as long as a footprint's diagonal is cut into to be projected: what is left of its bend is a sixteenth."""
+LARGE = 20.0
+"""Degrees along the diagonal of a footprint from which on nobody vouches for its shape in another CRS: half the globe may come out inside out."""
 SQUARES_AT_ONCE = 4096
 """Bounds the pairs of a square and a footprint that are compared together."""
 MAX_PAIRS = 1_000_000
@@ -46,8 +48,8 @@ class Assignment:
 
 def assign_sources(scenes: Sequence[Scene], grid: Grid, squares: np.ndarray, edge: int) -> Assignment:
     """Assigns to every square, (n, 2) column and row in squares of this edge from the CRS origin, the sources whose footprint is as near to it,
-    HALO pixels around it included, as SAG of the footprint's own diagonal. A footprint that the CRS of the grid cannot hold may be anywhere:
-    it is assigned to all."""
+    HALO pixels around it included, as SAG of the footprint's own diagonal. A footprint that is LARGE, or that the CRS of the grid cannot hold, may be
+    anywhere: it is assigned to all."""
     squares = squares.astype(np.int64).reshape(-1, 2)
     footprints = np.array([source.footprint for scene in scenes for source in scene.sources], object)
     shapes, margin = _to_pixels(footprints, grid)
@@ -96,6 +98,7 @@ def _to_pixels(footprints: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarr
     shapes = shapely.transform(shapes, lambda lonlat: np.stack(transformer.transform(*lonlat.T), axis=-1) / scale)
     coordinates, of = shapely.get_coordinates(shapes, return_index=True)
     shapes[of[~np.isfinite(coordinates).all(axis=1)]] = None
+    shapes[_diagonals(footprints) > LARGE] = None
     shapely.prepare(shapes)
     return shapes, np.nan_to_num(SAG * _diagonals(shapes))
 
