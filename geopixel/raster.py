@@ -17,14 +17,15 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # GDAL's own errors have no public name
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import from_gcps
+from rasterio.transform import GCPTransformer, from_gcps
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform
+from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
 from geopixel.errors import ReadError
@@ -244,9 +245,6 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             if level:
                 dataset = stack.enter_context(rasterio.open(href, overview_level=level - 1))
             note(dataset, geobox, asset.bands, shrinkage, factors)
-            if dataset.crs is None:
-                # Ground control points: GDAL places them on a grid of its own choice only, so that grid is warped once more.
-                dataset = stack.enter_context(WarpedVRT(dataset, crs=dataset.gcps[1], **_missing(dataset, asset.nodata), **WARP_OPTIONS))
             yield dataset, palette
     except (RasterioError, CPLE_BaseError, OSError, CRSError) as error:
         while error.__cause__ is not None:  # rasterio wraps GDAL's reason in a general one
@@ -338,12 +336,53 @@ def _read_bands(dataset: DatasetReader, geobox: GeoBox, bands: list[int], missin
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             part = np.s_[top : min(top + rows, height), left : min(left + columns, width)]
-            grid = geobox[part]
-            options = {"crs": str(grid.crs), "transform": Affine(*grid.transform[:6]), "width": grid.shape[1], "height": grid.shape[0]}
-            with WarpedVRT(dataset, resampling=resampling, **options, **missing, **WARP_OPTIONS) as warped:
-                *pixels, alpha = warped.read([*bands, warped.colorinterp.index(ColorInterp.alpha) + 1])
-            values[:, *part], valid[part] = pixels, alpha > 0
+            warp = _warped if dataset.crs else _warped_by_points
+            values[:, *part], valid[part] = warp(dataset, geobox[part], bands, missing, resampling)
     return values, valid
+
+
+def _grid(geobox: GeoBox) -> dict[str, Any]:
+    return {"crs": str(geobox.crs), "transform": Affine(*geobox.transform[:6]), "width": geobox.shape[1], "height": geobox.shape[0]}
+
+
+def _warped(
+    dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_bands."""
+    with WarpedVRT(dataset, resampling=resampling, **_grid(geobox), **missing, **WARP_OPTIONS) as warped:
+        *pixels, alpha = warped.read([*bands, warped.colorinterp.index(ColorInterp.alpha) + 1])
+    return np.stack(pixels), alpha > 0
+
+
+def _warped_by_points(
+    dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_bands, for a file that only ground control points place. WarpedVRT puts it on a grid of GDAL's choice; so what lies on geobox is
+    read and warped as an array, once."""
+    points, crs = dataset.gcps
+    values, valid = np.full((len(bands), *geobox.shape), np.nan), np.zeros(geobox.shape, np.uint8)
+    x, y = geobox.transform @ tuple(np.stack(np.meshgrid(*(np.linspace(0, edge, 9) for edge in geobox.shape[::-1]))).reshape(2, -1))
+    with GCPTransformer(points) as place:
+        rows, columns = place.rowcol(*transform(str(geobox.crs), crs, x, y), op=float)
+    margin = 3 * max(1.0, _shrinkage(dataset, geobox))
+    top, bottom = int(max(min(rows) - margin, 0)), int(min(max(rows) + margin, dataset.height))
+    left, right = int(max(min(columns) - margin, 0)), int(min(max(columns) + margin, dataset.width))
+    if top < bottom and left < right:
+        window = Window(left, top, right - left, bottom - top)
+        pixels = dataset.read(bands, window=window)
+        seen = _seen(dataset, window, pixels, bands, missing)
+        moved = [GroundControlPoint(point.row - top, point.col - left, point.x, point.y) for point in points]
+        grid = _grid(geobox)
+        options = {"gcps": moved, "src_crs": crs, "dst_crs": grid["crs"], "dst_transform": grid["transform"], **WARP_OPTIONS}
+        reproject(np.where(seen, pixels, np.nan), values, src_nodata=np.nan, dst_nodata=np.nan, resampling=resampling, **options)
+        reproject(seen.astype(np.uint8), valid, resampling=Resampling.nearest, **options)
+    dtype = np.dtype(dataset.dtypes[0])
+    known = np.asarray(np.isfinite(values).all(axis=0))
+    if resampling != Resampling.average:
+        known &= valid > 0
+    if dtype.kind in "iu":
+        values = np.floor(np.nan_to_num(values) + 0.5)
+    return values.astype(dtype), known
 
 
 def _cropped(

@@ -41,7 +41,7 @@ def scenes_of(shapes: list[shapely.Polygon]) -> list[Scene]:
     return [Scene("c", "2020-01-01", tuple(sources[i : i + 2])) for i in range(0, len(sources), 2)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(squares, footprints)
 def test_every_square_gets_the_sources_near_it(places: np.ndarray, shapes: list[shapely.Polygon]) -> None:
     assigned = assign_sources(scenes_of(shapes), GRID, places, EDGE)
@@ -54,7 +54,7 @@ def test_every_square_gets_the_sources_near_it(places: np.ndarray, shapes: list[
         assert assigned.at(column + 17, row + EDGE - 1).tolist() == expected
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(squares, footprints)
 def test_whoever_asks_all_sources_finds_no_other_that_touches(places: np.ndarray, shapes: list[shapely.Polygon]) -> None:
     scenes = scenes_of(shapes)
