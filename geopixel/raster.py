@@ -3,11 +3,14 @@ value, mask, alpha band, colour map or ground control points; clouds are left ou
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import groupby
 from math import hypot, prod, sqrt
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,6 +52,8 @@ STRIP_PIXELS = 2**22
 """Of a GeoBox that are read together, and ..."""
 SOURCE_BYTES = 128 * 2**20
 """... raw pixels of a file that are warped together: with the cache and a block of the file, the memory of a read (see read_memory)."""
+MAX_HANDLES = 16
+"""Open files of a thread."""
 MAX_BLOCK_BYTES = 256 * 2**20
 """Decoded; a file whose blocks are larger, one compressed strip of a huge image, say, is refused."""
 
@@ -89,9 +94,8 @@ def read_origins(scenes: Sequence[Scene], geobox: GeoBox, among: np.ndarray | No
     """
     rgb = np.zeros((*geobox.shape, 3), np.uint8)
     origin = np.full(geobox.shape, NO_SCENE, np.uint16)
-    extent = geobox.geographic_extent.geom
-    size = _diagonal(extent)
-    near = [(index, scene, source) for index, scene, source in _indexed(scenes, among) if _touches(source.footprint, extent, size)]
+    extent = _extent(geobox)
+    near = [(index, scene, source) for index, scene, source in _indexed(scenes, among) if _touches(source.footprint, extent)]
     height, width = geobox.shape
     rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows) if near else ():
@@ -138,8 +142,13 @@ def _fill(near: Sequence[tuple[int, Scene, Source]], geobox: GeoBox, rgb: np.nda
             hidden = seen & _read_clouds(source.quality, geobox)
             origin[hidden] = CLOUDED
             seen &= ~hidden
-        np.copyto(rgb, colours, where=seen[..., None])
-        origin[seen] = index
+        whole = bool(seen.all())
+        for channel, colour in enumerate(colours):
+            if whole:
+                rgb[..., channel] = colour
+            else:
+                rgb[..., channel] += colour * seen  # 0 so far; a quarter of the time of rgb[seen] = ...
+        np.putmask(origin, seen, index)
 
 
 def read_memory(geobox: GeoBox) -> int:
@@ -153,16 +162,34 @@ def read_memory(geobox: GeoBox) -> int:
 
 def scenes_near(scenes: Sequence[Scene], geobox: GeoBox) -> list[Scene]:
     """The scenes with the sources that may have pixels on geobox, in the same order; scenes without any are left out."""
-    extent = geobox.geographic_extent.geom
-    size = _diagonal(extent)
-    near = [replace(scene, sources=tuple(source for source in scene.sources if _touches(source.footprint, extent, size))) for scene in scenes]
+    extent = _extent(geobox)
+    near = [replace(scene, sources=tuple(source for source in scene.sources if _touches(source.footprint, extent))) for scene in scenes]
     return [scene for scene in near if scene.sources]
 
 
-def _touches(footprint: shapely.Geometry, extent: shapely.Geometry, size: float) -> bool:
+def _extent(geobox: GeoBox) -> shapely.Geometry | None:
+    """The ground of geobox in EPSG:4326, its edges in 8 parts; None where that cannot say where it is."""
+    along = np.linspace(0, 1, 9)[:-1]
+    across, down = np.concatenate([along, np.ones(8), 1 - along, np.zeros(8)]), np.concatenate([np.zeros(8), along, np.ones(8), 1 - along])
+    x, y = _places(geobox, across, down)
+    try:
+        lonlat = np.array(transform(str(geobox.crs), "EPSG:4326", x, y)).T
+    except CPLE_BaseError:
+        return None
+    return shapely.polygons(lonlat) if np.isfinite(lonlat).all() else None
+
+
+def _places(geobox: GeoBox, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in its CRS of places in geobox, given as shares of its width and height."""
+    a, b, c, d, e, f = geobox.transform[:6]
+    columns, rows = across * geobox.shape[1], down * geobox.shape[0]
+    return a * columns + b * rows + c, d * columns + e * rows + f
+
+
+def _touches(footprint: shapely.Geometry, extent: shapely.Geometry | None) -> bool:
     # The edges of a footprint are straight in degrees, those of its raster in its CRS: they part by up to 1 % of their length
     # (an edge of 110 km at 75 degrees north sags 0.9 km).
-    return bool(shapely.dwithin(footprint, extent, 0.01 * max(size, _diagonal(footprint))))
+    return extent is None or bool(shapely.dwithin(footprint, extent, 0.01 * max(_diagonal(extent), _diagonal(footprint))))
 
 
 def _diagonal(geometry: shapely.Geometry) -> float:
@@ -170,8 +197,8 @@ def _diagonal(geometry: shapely.Geometry) -> float:
     return hypot(east - west, north - south)
 
 
-def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """(height, width, 3) uint8 and (height, width) bool: valid where every asset is."""
+def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[list[np.ndarray], np.ndarray]:
+    """Red, green, blue, (height, width) uint8 each, and (height, width) bool: valid where every asset is."""
     bands: list[np.ndarray] = []
     valid = np.ones(geobox.shape, np.bool_)
     for asset in source.assets:
@@ -180,7 +207,7 @@ def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[np.ndarr
         valid &= seen
     if len(bands) not in (1, 3):
         raise ReadError(f"cannot read item {source.item}: its files give {len(bands)} bands, 1 or 3 are needed")
-    return np.stack(bands * 3 if len(bands) == 1 else bands, axis=-1), valid
+    return bands * (3 // len(bands)), valid
 
 
 def _read_clouds(quality: Quality, geobox: GeoBox) -> np.ndarray:
@@ -226,6 +253,32 @@ def _read_asset(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     return values, valid
 
 
+class _Handles(threading.local):
+    """Files that this thread has open, the last few: neighbouring tiles share blocks, which GDAL keeps decoded as long as their file is open. A
+    handle is never shared between threads: that gives wrong pixels."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[str, Any, int | None], DatasetReader] = OrderedDict()
+
+    def opened(self, href: str, level: int | None = None) -> DatasetReader:
+        """The file as it is now, at an overview or at its full resolution."""
+        status = None if "://" in href else Path(href).stat()
+        key = (href, status and (status.st_mtime_ns, status.st_size), level)
+        if key not in self.kept:
+            self.kept[key] = rasterio.open(href) if level is None else rasterio.open(href, overview_level=level)
+            if len(self.kept) > MAX_HANDLES:
+                self.kept.popitem(last=False)[1].close()
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+    def close(self, href: str) -> None:
+        for key in [key for key in self.kept if key[0] == href]:
+            self.kept.pop(key).close()
+
+
+_HANDLES = _Handles()
+
+
 @contextmanager
 def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.ndarray | None]]:
     """The asset at the overview that suits geobox, and its colour map (values, 3) uint8 if it has one. Failures inside become ReadError."""
@@ -234,7 +287,7 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
         with ExitStack() as stack:
             stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **(REMOTE_OPTIONS if _is_remote(href) else {})))
             href = _signed(href)
-            dataset = stack.enter_context(rasterio.open(href))
+            dataset = _HANDLES.opened(href)
             if dataset.crs is None and not dataset.gcps[0]:
                 raise ReadError(f"cannot read {asset.href}: it has no coordinate reference system")
             if max(map(prod, dataset.block_shapes)) * np.dtype(dataset.dtypes[0]).itemsize > MAX_BLOCK_BYTES:
@@ -243,10 +296,11 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             factors, shrinkage = (1, *dataset.overviews(1)), _shrinkage(dataset, geobox)
             level = factors.index(level_factor(factors, shrinkage))
             if level:
-                dataset = stack.enter_context(rasterio.open(href, overview_level=level - 1))
+                dataset = _HANDLES.opened(href, level - 1)
             note(dataset, geobox, asset.bands, shrinkage, factors)
             yield dataset, palette
     except (RasterioError, CPLE_BaseError, OSError, CRSError) as error:
+        _HANDLES.close(href)
         while error.__cause__ is not None:  # rasterio wraps GDAL's reason in a general one
             error = error.__cause__
         reason = " ".join(str(error).split()).replace(href, asset.href)  # a signed address is a secret
@@ -361,7 +415,8 @@ def _warped_by_points(
     read and warped as an array, once."""
     points, crs = dataset.gcps
     values, valid = np.full((len(bands), *geobox.shape), np.nan), np.zeros(geobox.shape, np.uint8)
-    x, y = geobox.transform @ tuple(np.stack(np.meshgrid(*(np.linspace(0, edge, 9) for edge in geobox.shape[::-1]))).reshape(2, -1))
+    along = np.linspace(0, 1, 9)
+    x, y = _places(geobox, *(values.ravel() for values in np.meshgrid(along, along)))
     with GCPTransformer(points) as place:
         rows, columns = place.rowcol(*transform(str(geobox.crs), crs, x, y), op=float)
     margin = 3 * max(1.0, _shrinkage(dataset, geobox))
@@ -390,17 +445,17 @@ def _cropped(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As _read_bands, where the first pixel of geobox is the pixel (left, top) of the file: nothing to warp."""
     height, width = geobox.shape
-    values = np.zeros((len(bands), height, width), dataset.dtypes[0])
-    valid = np.zeros((height, width), np.bool_)
     column0, column1 = max(left, 0), min(left + width, dataset.width)
     row0, row1 = max(top, 0), min(top + height, dataset.height)
     if column0 >= column1 or row0 >= row1:
-        return values, valid
+        return np.zeros((len(bands), height, width), dataset.dtypes[0]), np.zeros((height, width), np.bool_)
     window = Window(column0, row0, column1 - column0, row1 - row0)
-    inside = np.s_[row0 - top : row1 - top, column0 - left : column1 - left]
     pixels = dataset.read(bands, window=window)
-    values[:, *inside], valid[inside] = pixels, _seen(dataset, window, pixels, bands, missing)
-    return values, valid
+    seen = _seen(dataset, window, pixels, bands, missing)
+    if seen.shape == (height, width):
+        return pixels, seen
+    around = (row0 - top, top + height - row1), (column0 - left, left + width - column1)
+    return np.pad(pixels, ((0, 0), *around)), np.pad(seen, around)
 
 
 def _seen(dataset: DatasetReader, window: Window, pixels: np.ndarray, bands: list[int], missing: dict[str, Any]) -> np.ndarray:
