@@ -45,12 +45,12 @@ REMOTE_OPTIONS = {
 }
 """GDAL settings for COGs behind HTTP; the meanings stand in https://gdal.org/en/stable/user/configoptions.html."""
 
-CACHE_BYTES = 128 * 2**20
+CACHE_BYTES = 64 * 2**20
 """Of decoded blocks that GDAL keeps for a process; its own default grows with the machine."""
 GDAL_OPTIONS = {"GDAL_CACHEMAX": CACHE_BYTES}
 STRIP_PIXELS = 2**22
 """Of a GeoBox that are read together, and ..."""
-SOURCE_BYTES = 128 * 2**20
+SOURCE_BYTES = 64 * 2**20
 """... raw pixels of a file that are warped together: with the cache and a block of the file, the memory of a read (see read_memory)."""
 MAX_HANDLES = 16
 """Open files of a thread."""
@@ -157,7 +157,7 @@ def read_memory(geobox: GeoBox) -> int:
     pixels = height * width
     strip = min(pixels, max(STRIP_PIXELS, width))
     # Of a strip at once: up to four raw bands of 8 bytes, their copy, colours, masks.
-    return pixels * 5 + strip * 80 + CACHE_BYTES + 3 * SOURCE_BYTES + MAX_BLOCK_BYTES
+    return pixels * 5 + strip * 80 + CACHE_BYTES + 2 * SOURCE_BYTES + MAX_BLOCK_BYTES
 
 
 def scenes_near(scenes: Sequence[Scene], geobox: GeoBox) -> list[Scene]:
@@ -290,7 +290,7 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             dataset = _HANDLES.opened(href)
             if dataset.crs is None and not dataset.gcps[0]:
                 raise ReadError(f"cannot read {asset.href}: it has no coordinate reference system")
-            if max(map(prod, dataset.block_shapes)) * np.dtype(dataset.dtypes[0]).itemsize > MAX_BLOCK_BYTES:
+            if prod(dataset.block_shapes[0]) * dataset.count * np.dtype(dataset.dtypes[0]).itemsize > MAX_BLOCK_BYTES:
                 raise ReadError(f"cannot read {asset.href}: its blocks of {dataset.block_shapes[0]} pixels do not fit into memory")
             palette = _palette(dataset)
             factors, shrinkage = (1, *dataset.overviews(1)), _shrinkage(dataset, geobox)
