@@ -16,7 +16,7 @@ from datetime import datetime as Instant
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -90,7 +90,8 @@ class MapSettings(BaseSettings):
     catalog: str = _flag(
         "imagery",
         "URL|FILE|demo",
-        "STAC API, static STAC catalog on disk, or demo: rendered scenes with known truth (default: Planetary Computer)",
+        "STAC API, static STAC catalog, STAC GeoParquet file (such as a run's scenes.parquet), or demo: rendered scenes with known truth "
+        "(default: Planetary Computer)",
         PLANETARY_COMPUTER,
     )
     collection: str | None = _flag("imagery", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
@@ -98,6 +99,22 @@ class MapSettings(BaseSettings):
         "imagery", "WHEN", "when it was taken: 2020, 2020-06, 2020-06-30, an RFC 3339 time, or START/END of these, .. for an open end (default: any time)"
     )
     max_cloud: float | None = _flag("imagery", "PERCENT", "leave out scenes that the catalog calls cloudier than this (default: keep all)", ge=0, le=100)
+    filter: str | None = _flag(
+        "imagery", "CQL2", "leave out items that do not fulfil this, JSON or text, such as 'view:off_nadir < 20' (default: keep all)", min_length=1
+    )
+    choose: Literal["newest", "least-cloud", "best"] = _flag(
+        "imagery",
+        "RULE",
+        "which scene is read first where several lie: newest, least-cloud, or best (cloud, age, pixel size and coverage weighed) (default: newest)",
+        "newest",
+    )
+    per_cell: int | None = _flag("imagery", "N", "leave out scenes that no ground needs to be in N of them (default: keep all)", ge=1)
+    access: Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"] | None = _flag(
+        "imagery",
+        "HOW",
+        "what opens files: plain, planetary-computer (its signatures), anonymous or requester-pays (object stores), bearer (token in "
+        "GEOPIXEL_BEARER_TOKEN, for the catalog too) (default: planetary-computer for its items, else plain)",
+    )
     assets: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
         "imagery", "NAME[,NAME,NAME]", "the asset with the colours, or three: red, green, blue (default: found from the catalog)", ()
     )
@@ -120,6 +137,21 @@ class MapSettings(BaseSettings):
     )
     threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
     min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    allow_holes: bool = _flag(
+        "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
+    )
+    shards: bool = _flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
+    cog: bool = _flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
+    allow_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
+        "limits",
+        "HOST[,HOST]",
+        "ask these hosts only, private ones too: names, host:port or patterns such as *.example.org, * for any public one, file for files of this "
+        "machine (default: a catalog read over HTTP leads to its own host and to public ones)",
+        (),
+    )
+    max_items: int = _flag("limits", "N", "refuse a search that gives more items (default: 50000)", 50_000, ge=1)
+    max_vertices: int = _flag("limits", "N", "refuse an area of more vertices (default: 1000000)", 1_000_000, ge=1)
+    max_tiles: int = _flag("limits", "N", "refuse an area of more tiles of 512 pixels (default: 10000000)", 10_000_000, ge=1)
     config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
     gpus_per_actor: float | None = _flag(
         "running", "N", "GPUs, or a share of one, for each copy of the model (default: 1 where the cluster has GPUs, else none)", gt=0
@@ -158,6 +190,8 @@ class MapSettings(BaseSettings):
     def _catalog_is_a_place(cls, catalog: str) -> str:
         url = urlsplit(catalog)
         if catalog == DEMO or (url.scheme in ("http", "https") and url.netloc):
+            return catalog
+        if url.scheme in OUT_SCHEMES and url.netloc and url.path.endswith(".parquet"):
             return catalog
         path = Path(catalog).expanduser()
         if not path.is_file():
@@ -301,7 +335,7 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
             words.append(word)
     given, unknown = parser.parse_known_args(words)
     if unknown:
-        flags = ["--" + name.replace("_", "-") for name in MapSettings.model_fields]
+        flags = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in MapSettings.model_fields.items()]
         raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in vars(given).items()}
 

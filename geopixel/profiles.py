@@ -23,7 +23,7 @@ COLOURS = ("red", "green", "blue")
 VISUAL_NAMES = ("visual", "image", "rgb")
 """Assets of these names are pictures by custom."""
 RASTER_TYPES = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2")
-RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 OTHER_ROLES = {"thumbnail", "overview", "metadata", "data-mask", "cloud", "saturation"}
 """Roles of rasters that are no imagery (STAC best practices; Landsat's quality bands)."""
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from math import hypot, prod, sqrt
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -31,23 +30,13 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
+from geopixel import access
 from geopixel.errors import ReadError
 from geopixel.tally import level_factor, note
 from geopixel.types import CLOUDED, NO_SCENE, Asset, Quality, Scene, Source
 
-REMOTE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # do not list the bucket in search of sidecar files
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-}
-"""GDAL settings for COGs behind HTTP; the meanings stand in https://gdal.org/en/stable/user/configoptions.html."""
-
 CACHE_BYTES = 64 * 2**20
 """Of decoded blocks that GDAL keeps for a process; its own default grows with the machine."""
-GDAL_OPTIONS = {"GDAL_CACHEMAX": CACHE_BYTES}
 STRIP_PIXELS = 2**22
 """Of a GeoBox that are read together, and ..."""
 SOURCE_BYTES = 64 * 2**20
@@ -212,9 +201,7 @@ def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[list[np.
 
 def _read_clouds(quality: Quality, geobox: GeoBox) -> np.ndarray:
     """(height, width) bool: what the nearest pixel of the quality band calls cloud or shadow; False beyond its file."""
-    with _opened(quality.asset, geobox) as (dataset, _):
-        bands = _present_bands(quality.asset, dataset)
-        (values,), inside = _read_bands(dataset, geobox, bands, {"src_nodata": None, "add_alpha": True}, nearest=True)
+    values, inside = _read_classes(quality.asset, geobox)
     values = values.astype(np.int64)
     hidden = np.isin(values, quality.values) | (values & sum(1 << bit for bit in quality.bits) != 0)
     return hidden & inside
@@ -241,6 +228,15 @@ def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.floor(np.clip(shown, 0.0, 255.0, out=shown) + 0.5).astype(np.uint8)
 
 
+@access.signs_again
+def _read_classes(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
+    """(height, width) values of the nearest pixels, whatever the file calls missing, and (height, width) bool: inside the file."""
+    with _opened(asset, geobox) as (dataset, _):
+        (values,), inside = _read_bands(dataset, geobox, _present_bands(asset, dataset), {"src_nodata": None, "add_alpha": True}, nearest=True)
+    return values, inside
+
+
+@access.signs_again
 def _read_asset(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     """Raw pixels (bands, height, width) and valid (height, width) bool."""
     with _opened(asset, geobox) as (dataset, palette):
@@ -262,10 +258,10 @@ class _Handles(threading.local):
 
     def opened(self, href: str, level: int | None = None) -> DatasetReader:
         """The file as it is now, at an overview or at its full resolution."""
-        status = None if "://" in href else Path(href).stat()
+        status = None if "://" in href or href.startswith("/vsi") else Path(href).stat()
         key = (href, status and (status.st_mtime_ns, status.st_size), level)
         if key not in self.kept:
-            self.kept[key] = rasterio.open(href) if level is None else rasterio.open(href, overview_level=level)
+            self.kept[key] = access.open_raster(href) if level is None else access.open_raster(href, overview_level=level)
             if len(self.kept) > MAX_HANDLES:
                 self.kept.popitem(last=False)[1].close()
         self.kept.move_to_end(key)
@@ -284,9 +280,8 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
     """The asset at the overview that suits geobox, and its colour map (values, 3) uint8 if it has one. Failures inside become ReadError."""
     href = asset.href
     try:
-        with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **(REMOTE_OPTIONS if _is_remote(href) else {})))
-            href = _signed(href)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, **access.read_options(asset)):
+            href = access.signed(asset)
             dataset = _HANDLES.opened(href)
             if dataset.crs is None and not dataset.gcps[0]:
                 raise ReadError(f"cannot read {asset.href}: it has no coordinate reference system")
@@ -305,19 +300,6 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             error = error.__cause__
         reason = " ".join(str(error).split()).replace(href, asset.href)  # a signed address is a secret
         raise ReadError(f"cannot read {asset.href}: {reason}") from error
-
-
-def _is_remote(href: str) -> bool:
-    return urlsplit(href).scheme in ("http", "https", "s3", "gs", "az")
-
-
-def _signed(href: str) -> str:
-    """The address to open. The Planetary Computer's blobs want a token that lives for minutes: it is asked for here, not when searching."""
-    if not (urlsplit(href).hostname or "").endswith(".blob.core.windows.net"):
-        return href
-    import planetary_computer  # loads pydantic, requests and more: only where it is needed
-
-    return planetary_computer.sign_url(href)
 
 
 def _present_bands(asset: Asset, dataset: DatasetReader) -> list[int]:

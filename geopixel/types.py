@@ -33,6 +33,10 @@ BLOCK_SIZE = 4096
 NO_SCENE, CLOUDED = 65535, 65534
 """In a plane of scenes: no item has data here; the items that have some show only cloud or its shadow. Smaller values are indexes."""
 
+Access = Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"]
+"""What opens a file: nothing, a signature of the Planetary Computer, an object store asked without credentials or at the reader's
+expense, a token from the environment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asset:
@@ -43,6 +47,8 @@ class Asset:
     """1-based band indexes in the order wanted."""
     nodata: float | None = None
     """Value that the catalog says is missing data; None: whatever the file itself says."""
+    access: Access = "plain"
+    """How it is opened; href itself is never signed."""
 
     def __post_init__(self) -> None:
         if not self.bands or min(self.bands) < 1:
@@ -81,6 +87,10 @@ class Source:
     """Native pixel edge in units of crs; None where the item does not say."""
     gsd: float | None = None
     """Ground sample distance in metres; None where the item does not say."""
+    href: str | None = None
+    """Where the catalog has the item, None where it does not say."""
+    cloud_cover: float | None = None
+    """Percent; None where the item does not say."""
     quality: Quality | None = None
     """Where its clouds are; None: nobody says."""
 

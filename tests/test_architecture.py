@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"assignment", "profiles", "raster", "storage", "tally"}
+BASE = GROUND | {"access", "assignment", "dateline", "profiles", "raster", "storage", "tally"}
 STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,10 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": set(),
+    "access": GROUND,
+    "dateline": set(),
     "profiles": GROUND,
     "assignment": GROUND,
     "tally": set(),
-    "raster": GROUND | {"tally"},
+    "raster": GROUND | {"access", "tally"},
     "storage": GROUND,
     "lease": {"errors", "storage"},
     "model": {"errors"},

@@ -48,7 +48,8 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
     flags = load_settings([
         *AREA, "--prompt", "red car, parked", "--prompt", "123", "--datetime", "2020-01-01", "--max-cloud", "20", "--assets", "visual", "--bands", "3,2,1",
         "--stretch", "-1.5", "3000", "--resolution", "0.5", "--crs", "EPSG:32645", "--model", "nano", "--min-area", "4", "--threshold", "0.25", "--dry-run",
-        "--collection", "naip", "--catalog", PLANETARY_COMPUTER, "--out", "here",
+        "--collection", "naip", "--catalog", PLANETARY_COMPUTER, "--out", "here", "--filter", "gsd < 1", "--choose", "best", "--per-cell", "2",
+        "--access", "bearer", "--allow-hosts", "*.example.org,file", "--max-items", "7", "--max-vertices", "8", "--max-tiles", "9",
     ])  # fmt: skip
     Path("region.toml").write_text(f"""
         aoi = "85.51,27.62,85.53,27.64"
@@ -67,6 +68,14 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
         collection = "naip"
         catalog = "{PLANETARY_COMPUTER}"
         out = "here"
+        filter = "gsd < 1"
+        choose = "best"
+        per-cell = 2
+        access = "bearer"
+        allow-hosts = ["*.example.org", "file"]
+        max-items = 7
+        max-vertices = 8
+        max_tiles = 9
     """)
     file = load_settings(["--config", "region.toml"])
     assert file.model_copy(update={"config": None}) == flags
@@ -217,8 +226,8 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         load_settings(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for name in MapSettings.model_fields:
-        assert f"  --{name.replace('_', '-')}" in text
+    for name, field in MapSettings.model_fields.items():
+        assert f"  --{'no-' if field.default is True else ''}{name.replace('_', '-')}" in text
     for noise in ("{JSON", "null", "None", "{", "[str", "typing"):
         assert noise not in text
 

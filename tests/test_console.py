@@ -55,7 +55,7 @@ def test_the_end_of_a_run_is_the_plan_against_what_happened(capsys: pytest.Captu
     spent = Spent({512: 3, 1024: 1}, 3.5, {"outside": 1.25, "failed": 1.0}, 2_750_000, 0.5, 6_000_000)
     states = {"ok": 3, "empty": 1, "nodata": 0, "cloud": 0, "outside": 2, "failed": 1}
     plan = Plan(Run(request, (scene,), tiles.grid), tiles, cost)
-    print_summary(Summary(states, {"building": 12}, {"building": 0.034}, {"plan": 1.0, "look": 2.0}, 5, 0.93, plan, spent), Folder("/maps/x"), 2.0)
+    print_summary(Summary(states, {"building": 12}, {"building": 0.034}, {"plan": 1.0, "look": 2.0}, 5, plan, spent, 0.93), Folder("/maps/x"), 2.0)
     said = capsys.readouterr().out
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:4]] for line in said.splitlines() if len(cells := line.split("│")) == 5}
     assert rows["tiles to look at"] == ["5: 4 of 512 px, 1 of 1024 px", "4: 3 of 512 px, 1 of 1024 px"]
@@ -64,6 +64,6 @@ def test_the_end_of_a_run_is_the_plan_against_what_happened(capsys: pytest.Captu
     assert rows["cost"] == ["0.5 for 0.25 GPU-hours at 2", "1 for 0.5 hours at 2"]
     assert rows["tiles"] == ["7", "3 ok, 1 empty, 2 outside, 1 failed (5 looked at now)"]
     assert rows["building"][1] == "12 features, 0.034 km2"
-    for words in ("93%", "/maps/x/features.parquet", "look 2.0"):
+    for words in ("93 %", "/maps/x/features.parquet", "look 2.0"):
         assert words in said
     assert "nodata" not in said

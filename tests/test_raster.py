@@ -28,7 +28,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from geopixel.errors import ReadError
-from geopixel.raster import MAX_BLOCK_BYTES, _signed, read_memory, read_origins, read_scenes, scenes_near
+from geopixel.raster import MAX_BLOCK_BYTES, read_memory, read_origins, read_scenes, scenes_near
 from geopixel.types import NO_SCENE, Asset, Grid, Scene, Source
 
 WORLD = shapely.box(-180, -90, 180, 90)
@@ -478,20 +478,6 @@ def test_a_file_behind_http_reads_as_the_file(tmp_path: Path, server: str) -> No
         np.testing.assert_array_equal(valid, seen)
     with pytest.raises(ReadError, match="not.tif.*404"):
         read_scenes([scene(Asset(f"{server}/not.tif", (1, 2, 3)))], HERE)
-
-
-def test_planetary_computer_blobs_are_signed_and_nothing_else_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from planetary_computer.settings import Settings
-
-    monkeypatch.setenv("PC_SDK_SAS_URL", f"{server}/token")
-    Settings.get.cache_clear()
-    try:
-        blob = "https://naipeuwest.blob.core.windows.net/naip/v002/a.tif"
-        assert _signed(blob) == f"{blob}?sig=for/naipeuwest/naip"
-    finally:
-        Settings.get.cache_clear()
-    for href in ("/data/a.tif", f"{server}/a.tif", "https://blob.core.windows.net.example.org/a.tif", "s3://bucket/a.tif"):
-        assert _signed(href) == href
 
 
 # --- odd real files
