@@ -124,6 +124,9 @@ class MapSettings(BaseSettings):
     stretch: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = _flag(
         "imagery", "LOW HIGH", "raw values shown as black and white where pixels are not 8-bit (default: known for the collection)"
     )
+    profile: str | None = _flag(
+        "imagery", "FILE", "TOML file that says how a collection is shown: assets, bands, scale, nodata, clouds; it goes before geopixel/profiles/*.toml"
+    )
     resolution: float | None = _flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
     crs: str | None = _flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
     model: str | None = _flag(
@@ -157,7 +160,8 @@ class MapSettings(BaseSettings):
     max_actors: int | None = _flag("running", "N", "copies of the model to grow to, where the cluster grows (default: as many as fit into it now)", ge=1)
     max_attempts: int = _flag("running", "N", "a tile that ends its worker so often is set aside as failed (default: 3)", 3, ge=1)
     retry_failed: bool = _flag("running", "", "look again at tiles that failed before", False)
-    dry_run: bool = _flag("running", "", "print the plan and what it will cost, then stop", False)
+    dry_run: bool = _flag("running", "", "print the plan and what it will cost, write plan.parquet to --out, then stop", False)
+    gpu_price: float | None = _flag("running", "PRICE", "of an hour of a GPU, in any currency: the plan and the end of the run say what the model costs", ge=0)
     out: str = _flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
 
     @classmethod
@@ -228,6 +232,13 @@ class MapSettings(BaseSettings):
             raise ValueError(f"takes LOW below HIGH, got {stretch[0]:g} {stretch[1]:g}")
         return stretch
 
+    @field_validator("profile")
+    @classmethod
+    def _profile_is_a_file(cls, profile: str | None) -> str | None:
+        if profile is not None and not Path(profile).expanduser().is_file():
+            raise ValueError(f"{profile!r} is not a file")
+        return profile
+
     @field_validator("crs")
     @classmethod
     def _crs_is_known(cls, crs: str | None) -> str | None:
@@ -245,7 +256,7 @@ class MapSettings(BaseSettings):
                 raise ValueError(f"{out} is not a folder in an object store: {', '.join(f'{scheme}://' for scheme in OUT_SCHEMES)}")
             return out.rstrip("/")
         path = Path(out or _default_out(info.data)).expanduser()
-        if SUBMITTED in os.environ and not path.is_absolute() and not info.data.get("dry_run"):
+        if SUBMITTED in os.environ and not path.is_absolute():
             raise ValueError(f"{path} is relative: a submitted job runs in a temporary copy; give an absolute path or a URL")
         if path.is_file():
             raise ValueError(f"{path} is a file, not a folder")

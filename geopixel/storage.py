@@ -90,6 +90,12 @@ class Folder:
             return []
         return sorted(entry["path"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 
+    def size(self) -> int:
+        """Bytes of all files."""
+        if self.is_local and not Path(self.url).is_dir():
+            return 0
+        return sum(entry["size"] for page in obstore.list(self.open()) for entry in page)
+
     def put_json(self, path: str, value: Any) -> None:
         self.put(path, _json(value))
 

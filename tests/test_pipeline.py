@@ -163,7 +163,8 @@ def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     plan = make_plan(ask(catalog), NANO, SerialRunner(), quiet)
     assert plan.cost.to_read == sum(tile.decided is None for tile in plan.tiles) > 0
-    assert plan.cost.model_seconds > 0
+    assert plan.cost.device_hours["cpu"] > plan.cost.device_hours["cuda"] > 0
+    assert plan.cost.read_bytes > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,7 +311,7 @@ class Recorder:
 def pictures(count: int) -> list[Seen]:
     tiles = [Tile(Grid("EPSG:32633", 0.5), 512, column, 0) for column in range(count)]
     edge = 512 + 2 * HALO
-    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1) for tile in tiles]
+    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1, 7) for tile in tiles]
 
 
 def ids(seen: Sequence[Seen]) -> list[str]:

@@ -21,9 +21,10 @@ from shapely import Geometry
 from geopixel.access import Hosts
 from geopixel.dateline import cut_at_antimeridian
 from geopixel.errors import CatalogError, NoScenesError
+from geopixel.profiles import Shown, load_profiles, show
 from geopixel.search.catalog import Interval, Query, find_items
 from geopixel.search.choice import Candidate, Rule, choose
-from geopixel.search.colours import colour_assets, source, stretch_of
+from geopixel.search.colours import source
 from geopixel.search.found import Found, solar_day
 from geopixel.search.table import write_items
 from geopixel.storage import Folder
@@ -67,6 +68,7 @@ def search_catalog(
     assets: Sequence[str] = (),
     bands: Sequence[int] = (),
     stretch: tuple[float, float] | None = None,
+    profile: str | None = None,
 ) -> Findings:
     """The scenes of a catalog over an area in the order of the rule. By the rule newest that is: newest day first, then collections by name; inside
     a scene, items by id. By the others, items that follow one another and are of one collection and day are a scene.
@@ -83,12 +85,14 @@ def search_catalog(
     assets: the one file that holds all colours, or three: red, green, blue; (): by name, role and common names.
     bands: one or three 1-based bands of a single file; (): by common names, else the first three.
     stretch: raw values shown as 0 and 255 where pixels are not 8-bit; None: what is known of the collection.
+    profile: TOML that goes before the shipped profiles, see profiles.Profile.
 
     Raises ValueError for an argument that does not fit the catalog (an unknown asset, say) and for more items than allowed, CatalogError when
     the catalog cannot be read or leads where it may not, NoScenesError when there is nothing.
     """
     interval = _interval(datetime)
     _check(area, max_cloud, assets, bands, stretch)
+    profiles = load_profiles(profile)
     area = cut_at_antimeridian(area)
     query = Query(catalog, area, collection, interval, max_cloud, parse_filter(filter), access, tuple(allow_hosts), max_items)
     try:
@@ -96,7 +100,9 @@ def search_catalog(
     except UNREADABLE as error:
         raise CatalogError(f"cannot read catalog {catalog}: {_reason(error)}") from error
     hosts = Hosts(catalog, tuple(allow_hosts))
-    findings = _findings(found, area, choose_by, per_cell, hosts, tuple(assets), tuple(bands), stretch)
+    options: dict[str, Any] = {"assets": tuple(assets), "bands": tuple(bands), "stretch": stretch}
+    shown = [show(each.item, each.collection, each.defaults, profiles, **options) for each in found]
+    findings = _findings(found, shown, area, choose_by, per_cell, hosts)
     if not findings.scenes:  # or those that were found touch the area only
         box = ", ".join(f"{value:.6g}" for value in area.bounds)
         cloud = "any cloud cover" if max_cloud is None else f"cloud cover <= {max_cloud:g} %"
@@ -169,29 +175,20 @@ def _period(text: str, whole: str) -> Interval:
     return instant, instant
 
 
-def _findings(
-    found: Sequence[Found],
-    area: Geometry,
-    choose_by: Rule,
-    per_cell: int | None,
-    hosts: Hosts,
-    assets: Sequence[str],
-    bands: tuple[int, ...],
-    stretch: tuple[float, float] | None,
-) -> Findings:
+def _findings(found: Sequence[Found], shown: Sequence[Shown], area: Geometry, choose_by: Rule, per_cell: int | None, hosts: Hosts) -> Findings:
     # A found item is a candidate by what its source says: the same figures that a run keeps.
-    names = [colour_assets(each, assets) for each in found]
-    sources = [source(each, chosen, bands) for each, chosen in zip(found, names, strict=True)]
+    sources = [source(each, seen) for each, seen in zip(found, shown, strict=True)]
     candidates = [_candidate(each, seen) for each, seen in zip(found, sources, strict=True)]
     chosen = choose(candidates, area, choose_by, per_cell)
     scenes = []
-    for (collection, day), group in groupby(chosen, key=lambda index: candidates[index].scene):
+    # A collection whose scale changed in between may have both on one day: each is of a scene of its own.
+    for ((collection, day), stretch), group in groupby(chosen, key=lambda index: (candidates[index].scene, shown[index].stretch)):
         members = list(group)
-        first = members[0]
-        shown = stretch_of(found[first], names[first], stretch)
-        scenes.append(Scene(collection, day.isoformat(), tuple(sources[index] for index in members), shown))
+        guesses = dict.fromkeys(shown[index].guess for index in members if shown[index].guess)
+        scenes.append(Scene(collection, day.isoformat(), tuple(sources[index] for index in members), stretch, "; ".join(guesses)))
     for index in chosen:
-        for asset in sources[index].assets:
+        quality = sources[index].quality
+        for asset in (*sources[index].assets, *([] if quality is None else [quality.asset])):
             hosts.check(asset.href)
     items = tuple(_document(found[index]) for index in chosen)
     return Findings(tuple(scenes), items, {found[index].collection: found[index].described for index in chosen if found[index].described})
