@@ -117,6 +117,11 @@ class MapSettings(BaseSettings):
     )
     threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
     min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    allow_holes: bool = _flag(
+        "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
+    )
+    shards: bool = _flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
+    cog: bool = _flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
     config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
     gpus_per_actor: float | None = _flag(
         "running", "N", "GPUs, or a share of one, for each copy of the model (default: 1 where the cluster has GPUs, else none)", gt=0
@@ -290,7 +295,7 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
             words.append(word)
     given, unknown = parser.parse_known_args(words)
     if unknown:
-        flags = ["--" + name.replace("_", "-") for name in MapSettings.model_fields]
+        flags = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in MapSettings.model_fields.items()]
         raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in vars(given).items()}
 

@@ -19,7 +19,7 @@ from rasterio.vrt import WarpedVRT
 from geopixel import ledger, mosaic
 from geopixel.demo import CLASSES
 from geopixel.errors import NoScenesError
-from geopixel.pipeline import Run, load_run
+from geopixel.pipeline import Run, check_finished, load_run
 from geopixel.search import find_scenes
 from geopixel.storage import Folder
 
@@ -43,10 +43,12 @@ class Score:
 
 
 def evaluate(folder: Folder, truth: Truth) -> dict[str, Score]:
-    """Scores of every prompt of a run over its area. Ground without an answer (failed, no data) counts as not found."""
+    """Scores of every prompt of a run over its area. Ground without an answer (failed, no data) counts as not found.
+    Raises ValueError where the run is not finished."""
+    check_finished(folder)
     run = load_run(folder)
     root: Any = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
-    resolution, _, left, _, _, top = root.attrs["spatial:transform"]
+    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
     counts = {prompt: np.zeros(3, np.int64) for prompt in run.request.prompts}
     for block in mosaic.blocks_of(ledger.load_plan(folder)):
         geobox = block.geobox

@@ -59,7 +59,8 @@ class Lease:
 def hold(folder: Folder) -> Iterator[Lease]:
     """Holds the folder's lease inside the block. Raises RunConflictError at once, or within STALE_SECONDS, where a live driver has it; that of a
     driver that ended, on this machine or any other, blocks for no longer than that."""
-    lease = _take(folder)
+    with folder.reached():
+        lease = _take(folder)
     renewal = threading.Thread(target=lease._renew, name="lease", daemon=True)
     renewal.start()
     try:

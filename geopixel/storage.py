@@ -54,7 +54,8 @@ class Folder:
             return LocalStore(Path(self.url, path), mkdir=True)
         return from_url("/".join(part for part in (self.url.rstrip("/"), path) if part))
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes | Path) -> None:
+        """data: what to store, or a local file to store, which may be larger than memory."""
         obstore.put(self.open(), path, data)
 
     def create_json(self, path: str, value: Any) -> bool:
