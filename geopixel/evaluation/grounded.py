@@ -82,7 +82,7 @@ def average_precision(pairs: Sequence[Pair]) -> float:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco.COCO()
         truth.dataset = {
-            "images": [{"id": i} for i in range(len(pairs))],
+            "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(map(_size, pairs))],
             "annotations": [annotation | {"id": i} for i, annotation in enumerate(true, start=1)],
             "categories": [{"id": _CATEGORY}],
         }
@@ -217,6 +217,12 @@ def describe_pictures(model: GeoPixel, samples: Sequence[Grounded], done: Callab
 def _annotation(image: int, mask: dict[str, Any]) -> dict[str, Any]:
     area = float(optional("pycocotools.mask").area(mask))
     return {"image_id": image, "category_id": _CATEGORY, "segmentation": mask, "area": area, "iscrowd": 0}
+
+
+def _size(pair: Pair) -> tuple[int, int]:
+    """Height and width of a picture, as its masks have it."""
+    masks = [mask for one in pair for mask in one.masks]
+    return tuple(masks[0]["size"]) if masks else (0, 0)
 
 
 def _similarities(true: Sequence[str], found: Sequence[str], embed: Embed) -> np.ndarray:

@@ -140,8 +140,8 @@ def count_pixels(folder: Folder, prompt: int, polygons: np.ndarray, region: Geom
     tree = shapely.STRtree(polygons)
     total = np.zeros(len(squares) * 4 * levels, np.int64)
     for rows, columns in _windows(root["mask"].shape[1:], affine, region):
-        here, shape = affine * Affine.translation(columns.start, rows.start), (rows.stop - rows.start, columns.stop - columns.start)
-        extent = shapely.box(*here * (0, shape[0]), *here * (shape[1], 0))
+        here, shape = affine @ Affine.translation(columns.start, rows.start), (rows.stop - rows.start, columns.stop - columns.start)
+        extent = shapely.box(*here @ (0, shape[0]), *here @ (shape[1], 0))
         inside = geometry_mask([region], shape, here, invert=True)
         near = polygons[tree.query(extent)]
         true = geometry_mask(near, shape, here, invert=True) if len(near) else np.zeros(shape, bool)
@@ -246,7 +246,7 @@ def load_finished(folder: Folder) -> Run:
 def _windows(shape: tuple[int, int], affine: Affine, region: Geometry) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of a raster that together hold the region's pixels, shard by shard; shards beside the region are left out."""
     left, bottom, right, top = region.bounds
-    (first_column, first_row), (last_column, last_row) = ~affine * (left, top), ~affine * (right, bottom)
+    (first_column, first_row), (last_column, last_row) = ~affine @ (left, top), ~affine @ (right, bottom)
     shapely.prepare(region)
     for row in range(0, shape[0], BLOCK_SIZE):
         for column in range(0, shape[1], BLOCK_SIZE):
@@ -254,7 +254,7 @@ def _windows(shape: tuple[int, int], affine: Affine, region: Geometry) -> Iterat
             columns = slice(max(column, math.floor(first_column)), min(column + BLOCK_SIZE, shape[1], math.ceil(last_column)))
             if rows.start >= rows.stop or columns.start >= columns.stop:
                 continue
-            if shapely.intersects(region, shapely.box(*affine * (columns.start, rows.stop), *affine * (columns.stop, rows.start))):
+            if shapely.intersects(region, shapely.box(*affine @ (columns.start, rows.stop), *affine @ (columns.stop, rows.start))):
                 yield rows, columns
 
 
@@ -266,10 +266,10 @@ def _read_features(folder: Folder, run: Run, prompt: str) -> np.ndarray:
 
 
 def _clip(polygons: np.ndarray, region: Geometry, resolution: float) -> np.ndarray:
-    """What of the polygons lies in the region, without those of which less than a pixel does."""
+    """What of the polygons lies in the region, without those of which less than half a pixel does."""
     polygons = polygons[shapely.STRtree(polygons).query(region, predicate="intersects")]
     clipped = np.where(shapely.contains_properly(region, polygons), polygons, shapely.intersection(polygons, region))
-    return clipped[shapely.area(clipped) >= resolution**2]
+    return clipped[shapely.area(clipped) >= resolution**2 / 2]
 
 
 def _ground_scale(region: Geometry, crs: str) -> float:
