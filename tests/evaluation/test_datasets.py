@@ -152,13 +152,15 @@ def test_chips_are_paired_by_name_whatever_their_suffix(tmp_path: Path) -> None:
 
 def test_geopixeld_gives_descriptions_with_a_mask_for_every_seg(tmp_path: Path) -> None:
     picture(tmp_path / "test" / "P0003_0_800_0_800.png", RNG.integers(0, 255, (30, 50, 3), np.uint8))
+    drawn = "###........... #######....... .##########... .############# ..###########. ..#########... ...######..... ...####....... ....#........."
     text = "An airport with <p> two planes </p> [SEG] and <p> a hangar </p> [SEG]."
-    rings = [[[[2, 3], [5, 3], [5, 7], [2, 7]], [[20, 10], [21, 10], [21, 11], [20, 11]]], [[[40, 20], [49, 20], [49, 29], [40, 29]]]]
+    rings = [[[[2, 3], [5, 3], [5, 7], [2, 7]], [[20, 10], [21, 10], [21, 11], [20, 11]]], [[[30, 5], [43, 8], [34, 13]]]]
     annotation = {"id": 3, "img": "P0003_0_800_0_800.png", "gcg_description": text, "polygons": rings}
     (tmp_path / "test" / "P0003_0_800_0_800.json").write_text(json.dumps(annotation))
     (sample,) = read_geopixeld(tmp_path, "test")
     masks = np.zeros((2, 30, 50), bool)
-    masks[0, 3:8, 2:6] = masks[0, 10:12, 20:22] = masks[1, 20:30, 40:50] = True  # borders are inside, as cv2.fillPoly has it
+    masks[0, 3:8, 2:6] = masks[0, 10:12, 20:22] = True  # borders are inside, as cv2.fillPoly has it
+    masks[1, 5:14, 30:44] = [[pixel == "#" for pixel in row] for row in drawn.split()]  # drawn by cv2.fillPoly of OpenCV 5.0
     np.testing.assert_array_equal(sample.truth(), masks)
     assert sample.description == text
     (tmp_path / "test" / "P0003_0_800_0_800.json").write_text(json.dumps(annotation | {"polygons": rings[:1]}))
