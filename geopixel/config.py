@@ -117,7 +117,19 @@ class MapSettings(BaseSettings):
     )
     threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
     min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    allow_holes: bool = _flag(
+        "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
+    )
+    shards: bool = _flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
+    cog: bool = _flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
     config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
+    gpus_per_actor: float | None = _flag(
+        "running", "N", "GPUs, or a share of one, for each copy of the model (default: 1 where the cluster has GPUs, else none)", gt=0
+    )
+    min_actors: int | None = _flag("running", "N", "copies of the model to keep (default: as many as fit into the cluster)", ge=1)
+    max_actors: int | None = _flag("running", "N", "copies of the model to grow to, where the cluster grows (default: as many as fit into it now)", ge=1)
+    max_attempts: int = _flag("running", "N", "a tile that ends its worker so often is set aside as failed (default: 3)", 3, ge=1)
+    retry_failed: bool = _flag("running", "", "look again at tiles that failed before", False)
     dry_run: bool = _flag("running", "", "print the plan and what it will cost, then stop", False)
     out: str = _flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
 
@@ -210,6 +222,14 @@ class MapSettings(BaseSettings):
             raise ValueError(f"{path} is a file, not a folder")
         return str(path.absolute())
 
+    @field_validator("max_actors")
+    @classmethod
+    def _actors_are_a_range(cls, most: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("min_actors")
+        if most is not None and least is not None and most < least:
+            raise ValueError(f"must not be below --min-actors {least}, got {most}")
+        return most
+
     @model_validator(mode="after")
     def _area_is_known(self) -> MapSettings:
         if self.aoi is None and self.catalog != DEMO:
@@ -251,7 +271,7 @@ def _flags() -> CliSettingsSource[_Parser]:
         field = MapSettings.model_fields[options["dest"]]
         shown: Any = field.json_schema_extra
         options["help"] = field.description
-        if "metavar" in options:  # all but --dry-run
+        if "metavar" in options:  # all but the switches
             options["metavar"] = shown["metavar"]
         if options["dest"] == "stretch":  # two words or "LOW,HIGH"
             options |= {"action": "extend", "nargs": "+", "metavar": ("LOW", "HIGH")}
@@ -275,7 +295,7 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
             words.append(word)
     given, unknown = parser.parse_known_args(words)
     if unknown:
-        flags = ["--" + name.replace("_", "-") for name in MapSettings.model_fields]
+        flags = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in MapSettings.model_fields.items()]
         raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in vars(given).items()}
 

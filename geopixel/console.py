@@ -71,12 +71,17 @@ def print_summary(summary: Summary, folder: Folder) -> None:
     table = Table(title="Map", show_header=False, title_justify="left")
     planned = sum(summary.tiles.values())
     states = ", ".join(f"{count} {state}" for state, count in summary.tiles.items() if count)
-    table.add_row("tiles", f"{planned} = {states} ({summary.worked} looked at now)")
+    now = f"{summary.worked} looked at now" if summary.seconds else "finished before: nothing was left to do"
+    table.add_row("tiles", f"{planned} = {states} ({now})")
     for prompt, count in summary.features.items():
         table.add_row(prompt, f"{count} features, {summary.km2[prompt]:.4g} km2")
-    table.add_row("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
+    if summary.busy is not None:
+        table.add_row("model busy", f"{100 * summary.busy:.0f} % of the time of the workers that have it")
+    if summary.seconds:
+        table.add_row("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
     _to_stdout().print(table)
-    for name, what in (("features.parquet", "polygons"), ("masks.zarr", "rasters"), ("coverage.parquet", "tiles"), ("quicklook.png", "picture")):
+    outputs = {"features.parquet": "polygons", "masks.zarr": "rasters", "coverage.parquet": "tiles", "quicklook.png": "picture"}
+    for name, what in outputs.items() if summary.published else [("coverage.parquet", "tiles")]:
         print(f"{what:>9}: {folder.url}/{name}")
 
 

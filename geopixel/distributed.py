@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import ray
 import ray.data
 from ray.util.dask import ray_dask_get
 
-from geopixel.pipeline import Run, Seen, predict_tiles, see_tile, write_block
+from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
 
@@ -42,33 +43,64 @@ def start() -> None:
 
 
 class RayRunner:
-    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts."""
+    """See pipeline.Runner. Workers that die are replaced and their tiles tried again; ledger counts the attempts. Ray starts when there is something
+    to do: a request that is refused, or a run that is finished, needs none.
 
-    dask_scheduler: Any = staticmethod(ray_dask_get)
+    gpus_per_actor: share of a GPU, or GPUs, for each copy of the model; None: one where the cluster has GPUs, else the model runs on CPUs.
+    min_actors, max_actors: copies of the model; None: as many as fit into the cluster as it is. A higher max_actors lets it grow.
+    max_attempts: a tile that was begun so often without a result is set aside as failed.
+    """
+
+    @property
+    def dask_scheduler(self) -> Any:
+        start()
+        return ray_dask_get
+
+    def __init__(
+        self, *, gpus_per_actor: float | None = None, min_actors: int | None = None, max_actors: int | None = None, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
+        if min_actors and max_actors and min_actors > max_actors:
+            raise ValueError(f"min_actors must not be above max_actors, got {min_actors} and {max_actors}")
+        self.gpus_per_actor, self.min_actors, self.max_actors, self.max_attempts = gpus_per_actor, min_actors, max_actors, max_attempts
 
     @property
     def device(self) -> str:
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        return "cuda" if self._gpus() else "cpu"
+
+    def _gpus(self) -> float:
+        """GPUs for each copy of the model; 0: it runs on CPUs."""
+        if self.gpus_per_actor is not None:
+            return self.gpus_per_actor
+        start()
+        return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+    def _actors(self) -> tuple[int, int]:
+        """Fewest and most copies of the model."""
+        there, gpus = ray.cluster_resources(), self._gpus()
+        fitting = max(1, int(there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1)))
+        most = self.max_actors or max(fitting, self.min_actors or 1)
+        return self.min_actors or min(fitting, most), most
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        resources = {"num_gpus": 1} if gpus else {"num_cpus": ACTOR_CPUS}
+        start()
+        gpus, (fewest, most) = self._gpus(), self._actors()
+        resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ACTOR_CPUS}
         together = TILES_PER_TASK[self.device]
-        tasks = min(len(tiles), max(actors, len(tiles) // together))
+        tasks = min(len(tiles), max(most, len(tiles) // together))
         rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
         pictures = rows.map(partial(_see, run=run), num_cpus=READER_CPUS)
         receipts = pictures.map_batches(
             _Look,
-            fn_constructor_kwargs={"run": run, "folder": folder},
+            fn_constructor_kwargs={"run": run, "folder": folder, "max_attempts": self.max_attempts},
             batch_size=together,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, tasks)),
+            compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
         for row in receipts.iter_rows():
             yield TileReceipt(**row)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
+        start()
         shared = ray.put((run, folder))
         waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
         while waiting:
@@ -88,11 +120,12 @@ def _see(row: dict[str, Any], run: Run) -> dict[str, Any]:
 class _Look:
     """An actor with the model, asked batch by batch."""
 
-    def __init__(self, run: Run, folder: Folder) -> None:
+    def __init__(self, run: Run, folder: Folder, max_attempts: int) -> None:
         from geopixel.prediction import Predictor  # loads torch: only where the model is
 
-        self.grid, self.folder = run.grid, folder
+        self.grid, self.folder, self.max_attempts = run.grid, folder, max_attempts
         self.predictor = Predictor.load(run.request.model, run.request.prompts)
+        self.since = time.monotonic()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds")
@@ -100,7 +133,10 @@ class _Look:
         for size, column, row, rgb, scene, reason, seconds in zip(*(batch[name] for name in names), strict=True):
             tile = Tile(self.grid, int(size), int(column), int(row))
             seen.append(Seen(_picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason), float(seconds)))
-        receipts = list(predict_tiles(self.folder, self.predictor, seen))
+        receipts = list(predict_tiles(self.folder, self.predictor, seen, self.max_attempts))
+        now = time.monotonic()
+        receipts = [replace(receipt, worker_seconds=(now - self.since) / len(receipts)) for receipt in receipts]
+        self.since = now
         return {one.name: [getattr(receipt, one.name) for receipt in receipts] for one in fields(TileReceipt)}
 
 

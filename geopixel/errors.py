@@ -26,4 +26,4 @@ class StorageError(GeoPixelError):
 
 
 class RunConflictError(GeoPixelError):
-    """The output folder holds a run with other settings; nothing was changed in it."""
+    """The output folder holds a run with other settings, or another driver works in it; nothing was changed in it."""

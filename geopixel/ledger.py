@@ -22,8 +22,6 @@ from geopixel.types import DECISIONS, STATES, UNDECIDED, Grid, State, Tile, Tile
 
 PLAN = "plan.parquet"
 COVERAGE = "coverage.parquet"
-MAX_ATTEMPTS = 3
-"""A tile that was begun this often without a result kills its workers: it is to be set aside as failed."""
 ROWS_PER_GROUP = 10_000
 """Of the tables: small enough that their bounding boxes prune (the tiles lie along a Morton curve)."""
 READ_THREADS = 16
@@ -113,7 +111,7 @@ def read_states(folder: Folder, tiles: Sequence[Tile]) -> dict[str, State]:
     return states
 
 
-def pending(tiles: Sequence[Tile], states: Mapping[str, State], retry_failed: bool = True) -> list[Tile]:
+def pending(tiles: Sequence[Tile], states: Mapping[str, State], *, retry_failed: bool) -> list[Tile]:
     """The tiles still to be looked at, in their order: those without a state and, with retry_failed, those that failed."""
     again: tuple[State | None, ...] = (None, "failed") if retry_failed else (None,)
     return [tile for tile in tiles if states.get(tile.id) in again]
@@ -150,7 +148,7 @@ def attempts(folder: Folder, tile_id: str) -> int:
 
 
 def begin_attempt(folder: Folder, tile_id: str) -> int:
-    """Notes that a worker begins the tile; returns how often it has been begun by now. Above MAX_ATTEMPTS it should not be tried."""
+    """Notes that a worker begins the tile; returns how often it has been begun by now."""
     number = attempts(folder, tile_id) + 1
     folder.put(f"attempts/{tile_id}/{number}", b"")
     return number

@@ -17,7 +17,7 @@ import numpy as np
 import shapely
 from shapely import Geometry
 
-from geopixel import features, ledger, mosaic, polygonize, publish
+from geopixel import features, lease, ledger, mosaic, polygonize, publish
 from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 RUN = "run.json"
 FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
 """Assumed of one device for the estimate of a plan: a CPU core at about half of its float32 peak, an H200 at half of its measured 790 TFLOP/s."""
+
+MAX_ATTEMPTS = 3
+"""A tile that was begun this often without a result kills its workers: it is set aside as failed."""
+
+CHANGEABLE = ("threshold", "min_area", "allow_holes", "cog")
+"""Fields of a request that a folder's run may be asked for anew with other values: nothing that was looked at depends on them."""
+PUBLISHED = (features.FEATURES, publish.ITEM, publish.QUICKLOOK)
+"""What a run shows to others: there only while the run is finished."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how many of its units are done, and how many there are."""
@@ -59,6 +67,12 @@ class MapRequest:
     threshold: float = 0.5
     min_area: float = 0.0
     """Square metres."""
+    allow_holes: bool = False
+    """Publish although some tiles failed."""
+    shards: bool = True
+    """Masks in Zarr shards, not in chunks alone."""
+    cog: bool = False
+    """Masks as COGs too."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; equal requests give equal ones."""
@@ -77,6 +91,11 @@ class Run:
     def area(self) -> Geometry:
         """In the CRS of the grid."""
         return project_area(self.request.area, self.grid.crs)
+
+    @property
+    def items(self) -> list[str]:
+        """Collection and id of every item, in the order in which planes of scenes count them."""
+        return [f"{scene.collection}/{source.item}" for scene in self.scenes for source in scene.sources]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +127,24 @@ class Summary:
     """By stage, of this submission."""
     worked: int
     """Tiles that this submission looked at; the others were there already."""
+    busy: float | None = None
+    """Share 0..1 of their time that the workers with the model spent in it; None where it was not measured."""
+    published: bool = True
+    """False: tiles failed and holes are not allowed, so coverage.parquet is all there is."""
 
 
 class Runner(Protocol):
     """Spreads tiles and blocks over whatever there is."""
 
-    dask_scheduler: Any
-    """For the survey; None: threads."""
-    device: str
-    """What the model runs on: cuda or cpu."""
+    @property
+    def dask_scheduler(self) -> Any:
+        """For the survey; None: threads."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What the model runs on: cuda or cpu."""
+        ...
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         """Reads, predicts and stores every tile; yields a receipt for each, in any order."""
@@ -133,91 +161,187 @@ class SerialRunner:
     dask_scheduler: Any = "synchronous"
     device = "cpu"
 
+    def __init__(self, max_attempts: int = MAX_ATTEMPTS) -> None:
+        self.max_attempts = max_attempts
+
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         from geopixel.prediction import Predictor
 
         predictor = Predictor.load(run.request.model, run.request.prompts)
-        yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles))
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles), self.max_attempts)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
             yield write_block(run, folder, block, tiles, states)
 
 
-def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Summary:
-    """The whole way. config: sizes of the request's model. Resumes what the folder holds; raises RunConflictError where that is another run."""
+def map_area(
+    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False
+) -> Summary:
+    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
+
+    Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
+    Raises RunConflictError where the folder holds another run.
+    """
     clock = {"plan": time.monotonic()}
-    plan = open_run(request, folder, config, runner, progress)
-    run, tiles = plan.run, plan.tiles
+    found = find_run(folder, request)
+    if found and (done := _finished(folder, request, found[1], retry_failed)):
+        return done
+    if found is None:
+        plan = make_plan(request, config, runner, progress)  # before anything is written: a refused request leaves no trace
+    with lease.hold(folder) as held:
+        run, tiles = _store_run(folder, plan) if found is None else found
+        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
+
+
+def _work(
+    run: Run, tiles: Tiles, folder: Folder, runner: Runner, progress: Progress, clock: dict[str, float], held: lease.Lease, retry_failed: bool
+) -> Summary:
+    """What is left to do of a run. clock: when its stages began."""
+    request = run.request
+    todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed)
+    _reopen(folder, request)
 
     clock["look"] = time.monotonic()
-    todo = ledger.pending(tiles, ledger.read_states(folder, tiles))
     progress("tiles", 0, len(todo))
     receipts = []
     for receipt in runner.look(run, folder, todo) if todo else ():
+        held.check()
         receipts.append(receipt)
         progress("tiles", len(receipts), len(todo))
+    states = ledger.read_states(folder, tiles)
+    counts = ledger.recount(tiles, states)
+    ledger.store_coverage(folder, tiles)
+    published = request.allow_holes or not counts["failed"]
 
     clock["mosaic"] = time.monotonic()
-    states = ledger.read_states(folder, tiles)
-    blocks = mosaic.blocks_of(tiles)
-    mosaic.create_mosaic(folder, blocks, request.prompts)
-    progress("blocks", 0, len(blocks))
-    for done, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
-        progress("blocks", done, len(blocks))
+    if published:
+        blocks = mosaic.blocks_of(tiles)
+        mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards)
+        progress("blocks", 0, len(blocks))
+        for done_blocks, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
+            held.check()
+            progress("blocks", done_blocks, len(blocks))
 
     clock["publish"] = time.monotonic()
-    progress("publish", 0, 1)
-    found, dropped = _trace(run, folder, blocks)
-    counts, features_found = ledger.recount(tiles, states), {prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts}
-    ledger.store_coverage(folder, tiles)
-    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
-    publish.store_item(folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=features_found, tiles=counts)
-    failed = [tile for tile in tiles if states[tile.id] == "failed"]
-    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=found, prompts=request.prompts, failed=failed)
+    finished = _publish(run, folder, tiles, states, blocks, progress) if published else None
     clock["end"] = time.monotonic()
-    progress("publish", 1, 1)
 
     stages = list(clock)
-    summary = Summary(
-        tiles=counts,
-        features=features_found,
-        km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
-        seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
-        worked=len(receipts),
-    )
-    spent = {"read": sum(r.read_seconds for r in receipts), "predict": sum(r.predict_seconds for r in receipts)}
-    started = folder.get_json(RUN)
+    seconds = {name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)}
+    spent = {
+        "read": sum(receipt.read_seconds for receipt in receipts),
+        "predict": sum(receipt.predict_seconds for receipt in receipts),
+        "with_model": sum(receipt.worker_seconds for receipt in receipts),
+    }
     submission = {
         "tiles_looked_at": len(receipts),
-        "seconds": summary.seconds,
+        "seconds": seconds,
         "worker_seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
         "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
     }
-    finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
-    folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
-    return summary
+    stored = folder.get_json(RUN)
+    ended = {"finished": finished} if finished else {}
+    folder.put_json(RUN, stored | ended | {"submissions": [*stored["submissions"], submission]})
+    found = finished or {"features": {}, "km2": {}}
+    return Summary(counts, found["features"], found["km2"], seconds, len(receipts), _share(receipts), published)
 
 
-def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
-    """The plan that the folder holds, or a new one, stored. run.json is written last: a folder without it holds no run yet."""
+def _share(receipts: Sequence[TileReceipt]) -> float | None:
+    """Of the workers' time, what the model took."""
+    total = sum(receipt.worker_seconds for receipt in receipts)
+    return sum(receipt.predict_seconds for receipt in receipts if receipt.worker_seconds) / total if total else None
+
+
+def _finished(folder: Folder, request: MapRequest, tiles: Tiles, retry_failed: bool) -> Summary | None:
+    """What a run came to of which no tile is to be looked at, if all that this request asks for is there already."""
+    if ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed):
+        return None
+    stored = folder.get_json(RUN)
+    cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
+    outputs = (*PUBLISHED, ledger.COVERAGE, f"{mosaic.MASKS}/zarr.json", *cogs)
+    if "finished" not in stored or stored["request"] != request.to_json() or not all(map(folder.exists, outputs)):
+        return None
+    finished = stored["finished"]
+    return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0)
+
+
+def _reopen(folder: Folder, request: MapRequest) -> None:
+    """From here on run.json says what is asked for now and that it is not finished, and nothing that is published looks as if it were."""
+    stored = folder.get_json(RUN)
+    if "finished" in stored or stored["request"] != request.to_json():
+        folder.put_json(RUN, {name: value for name, value in stored.items() if name != "finished"} | {"request": request.to_json()})
+    for path in (*PUBLISHED, *folder.list("cog")):
+        folder.delete(path)
+
+
+def check_finished(folder: Folder) -> None:
+    """Raises ValueError, which says what is missing and how to finish it, where a run never ended; FileNotFoundError where there is none."""
+    if "finished" in folder.get_json(RUN):
+        return
+    tiles = ledger.load_plan(folder)
+    states = ledger.read_states(folder, tiles)
+    counts = ledger.recount(tiles, states)
+    unseen, failed = len(tiles) - sum(counts.values()), counts["failed"]
+    missing = [f"{count} {text}" for count, text in ((unseen, "still to be looked at"), (failed, "failed")) if count]
+    told = f"of {len(tiles)} tiles {' and '.join(missing)}" if missing else "all tiles are looked at, the map is still to be written"
+    mend = "run the same command again to finish it"
+    if failed and not unseen:
+        mend += f" with --retry-failed, or with --allow-holes to publish it with these holes marked (why they failed: {ledger.COVERAGE})"
+    raise ValueError(f"the run in {folder.url} is not finished: {told}; {mend}")
+
+
+def model_of(folder: Folder) -> str | None:
+    """The model of the run that a folder holds; None where it holds none."""
+    with folder.reached():
+        return folder.get_json(RUN)["request"]["model"] if folder.exists(RUN) else None
+
+
+def _publish(
+    run: Run, folder: Folder, tiles: Tiles, states: Mapping[str, State], blocks: Mapping[Block, Sequence[Tile]], progress: Progress
+) -> dict[str, Any]:
+    """What is made of the finished blocks. Returns what the run came to, for run.json."""
+    prompts = run.request.prompts
+    progress("publish", 0, 1)
+    found, dropped = _trace(run, folder, blocks)
+    counts, number = ledger.recount(tiles, states), {prompt: int((found["prompt"] == prompt).sum()) for prompt in prompts}
+    for index in range(len(prompts)) if run.request.cog else ():
+        mosaic.write_cog(folder, index)
+    name = folder.url.rstrip("/").rsplit("/", 1)[-1]
+    publish.store_item(folder, name=name, area=run.request.area, grid=run.grid, scenes=run.scenes, features=number, tiles=counts)
+    failed = [tile for tile in tiles if states[tile.id] == "failed"]
+    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=found, prompts=prompts, failed=failed)
+    progress("publish", 1, 1)
+    km2 = {prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in prompts}
+    return {"tiles": counts, "features": number, "km2": km2, "pixels_below_min_area": dropped}
+
+
+def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
+    """The run and tiles that the folder holds, with the request's CHANGEABLE values; None where it holds nothing. Raises RunConflictError where
+    it holds something else."""
     with folder.reached():
         holds_run = folder.exists(RUN)
-        strangers = [] if holds_run else [path for path in folder.list() if path != ledger.PLAN]
-    if holds_run:
-        run, tiles = load_run(folder), ledger.load_plan(folder)
-        was, now = run.request.to_json(), request.to_json()
-        for name in now:
-            if was[name] != now[name]:
-                raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
-        return Plan(run, tiles, _cost(run, tiles, config, runner.device))
+        strangers = [] if holds_run else [path for path in folder.list() if path != ledger.PLAN and not path.startswith(f"{lease.LEASES}/")]
     if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
-    plan = make_plan(request, config, runner, progress)
+    if not holds_run:
+        return None
+    run, tiles = load_run(folder), ledger.load_plan(folder)
+    was, now = run.request.to_json(), request.to_json()
+    for name in now:
+        if name not in CHANGEABLE and was[name] != now[name]:
+            raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
+    return replace(run, request=request), tiles
+
+
+def _store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
+    """run.json is written last: a folder without it holds no run yet."""
     with folder.reached():
+        if folder.exists(RUN):
+            raise RunConflictError(f"another driver began a run in {folder.url} meanwhile: submit again to go on with it")
         ledger.store_plan(folder, plan.tiles)
         folder.put_json(RUN, _run_json(plan))
-    return plan
+    return plan.run, plan.tiles
 
 
 def load_run(folder: Folder) -> Run:
@@ -270,9 +394,9 @@ def see_tile(run: Run, tile: Tile) -> Seen:
     return Seen(picture, time.monotonic() - began)
 
 
-def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen]) -> Iterator[TileReceipt]:
+def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], max_attempts: int) -> Iterator[TileReceipt]:
     """Predicts and stores tiles, as many together as the model takes. A tile that was begun before without a result is tried alone, so that
-    one that ends its workers costs no other its place; begun too often it is set aside."""
+    one that ends its workers costs no other its place; begun max_attempts times it is set aside."""
     seen = iter(seen)
     while batch := list(islice(seen, predictor.batch_size)):
         pictures: list[tuple[TileImage, float]] = []
@@ -285,7 +409,7 @@ def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen]) ->
         for picture, seconds in pictures:
             if not ledger.attempts(folder, picture.tile.id):
                 fresh.append((picture, seconds))
-            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > ledger.MAX_ATTEMPTS:
+            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
                 yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), seconds)
             else:
                 yield from _predict(folder, predictor, [(picture, seconds)])
@@ -315,12 +439,13 @@ def _keep(folder: Folder, prediction: TilePrediction, read_seconds: float, predi
     """Stored before it counts."""
     ledger.store_prediction(folder, prediction)
     ledger.end_attempts(folder, prediction.tile_id)
-    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, read_seconds, predict_seconds, backend)
+    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, read_seconds, predict_seconds, backend=backend)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
-    """Blends, writes and traces one block, unless that was done from tiles in the same states. Returns its id."""
-    made_from = hashlib.sha256(json.dumps([(tile.id, states[tile.id]) for tile in tiles]).encode()).hexdigest()
+    """Blends, writes and traces one block, unless that was done from tiles in the same states with the same threshold. Returns its id."""
+    told = run.request.threshold, [(tile.id, states[tile.id]) for tile in tiles]
+    made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     if features.parts_states(folder, block) != made_from:
         blended = mosaic.mosaic_block(
             block,

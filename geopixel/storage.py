@@ -12,7 +12,7 @@ from typing import Any
 
 import obstore
 import zarr.storage
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from geopixel.errors import StorageError
@@ -54,8 +54,17 @@ class Folder:
             return LocalStore(Path(self.url, path), mkdir=True)
         return from_url("/".join(part for part in (self.url.rstrip("/"), path) if part))
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes | Path) -> None:
+        """data: what to store, or a local file to store, which may be larger than memory."""
         obstore.put(self.open(), path, data)
+
+    def create_json(self, path: str, value: Any) -> bool:
+        """Puts value unless something is there: of several who try, one gets True."""
+        try:
+            obstore.put(self.open(), path, _json(value), mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
 
     def get(self, path: str) -> bytes:
         """Raises FileNotFoundError where there is none."""
@@ -82,7 +91,7 @@ class Folder:
         return sorted(entry["path"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 
     def put_json(self, path: str, value: Any) -> None:
-        self.put(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        self.put(path, _json(value))
 
     def get_json(self, path: str) -> Any:
         return json.loads(self.get(path))
@@ -90,3 +99,7 @@ class Folder:
     def zarr(self, path: str) -> zarr.storage.ObjectStore:
         """The Zarr store at path below this folder."""
         return zarr.storage.ObjectStore(self.open(path))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"

@@ -321,5 +321,7 @@ class TileReceipt:
     reason: str = ""
     read_seconds: float = 0.0
     predict_seconds: float = 0.0
+    worker_seconds: float = 0.0
+    """Of the worker that has the model, from its last tiles to these, waiting for pictures and storing included: predict_seconds is its busy part."""
     backend: str = ""
     """What computed it: device, dtype and attention kernel; empty where nothing was computed."""

@@ -15,7 +15,7 @@ from pyarrow import ArrowInvalid
 
 from geopixel import ledger, mosaic
 from geopixel.features import FEATURES
-from geopixel.pipeline import RUN, Run, load_run
+from geopixel.pipeline import RUN, Run, check_finished, load_run
 from geopixel.storage import Folder
 from geopixel.types import BLOCK_SIZE, STATUS_CODES, Block, State, Tile
 
@@ -33,9 +33,8 @@ class Verdict:
 
 def verify(folder: Folder) -> Verdict:
     """Recounts tiles, pixels and features. Raises FileNotFoundError where the folder holds no run, ValueError where its run never ended."""
+    check_finished(folder)
     stored = folder.get_json(RUN)
-    if "finished" not in stored:
-        raise ValueError(f"the run in {folder.url} has not ended: run it again to finish it")
     tiles = ledger.load_plan(folder)
     states = ledger.read_states(folder, tiles)
     counts = ledger.recount(tiles, states)
@@ -80,19 +79,19 @@ def _check_predictions(folder: Folder, tiles: Sequence[Tile], states: Mapping[st
 
 
 def _check_mosaic(folder: Folder, run: Run, tiles: Sequence[Tile], states: Mapping[str, State], pixels: Counter[State], present: Counter[str]) -> list[str]:
-    """Compares the status band with what plan, predictions and area say, pixel for pixel, and counts pixels by state and prompt."""
+    """Compares status and scene with what plan, predictions and area say, pixel for pixel, and counts pixels by state and prompt."""
     root: Any = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
-    resolution, _, left, _, _, top = root.attrs["spatial:transform"]
+    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
     first_column, first_row = round(left / resolution), round(-top / resolution)
     names: dict[int, State] = {code: state for state, code in STATUS_CODES.items()}
     holes = []
     for block, near in mosaic.blocks_of(tiles).items():
         window = _window(block, first_column, first_row)
         predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in near if tile.decided is None}
-        status = root["status"][window]
-        wrong = int((status != mosaic.block_status(block, near, predictions, run.area)).sum())
-        if wrong:
-            holes.append(f"status of block {block.id} is wrong at {wrong} pixels")
+        status, scene = root["status"][window], root["scene"][window]
+        for name, stored, expected in zip(("status", "scene"), (status, scene), mosaic.status_and_scene(block, near, predictions, run.area), strict=True):
+            if wrong := int((stored != expected).sum()):
+                holes.append(f"{name} of block {block.id} is wrong at {wrong} pixels")
         pixels.update({names[int(code)]: int(count) for code, count in zip(*np.unique(status, return_counts=True), strict=True)})
         silent = ~np.isin(status, ANSWERED)
         for index, prompt in enumerate(run.request.prompts):

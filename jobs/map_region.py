@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def map_region(settings: MapSettings) -> int:
-    """0: a map without holes; 1: some tiles failed and are in coverage.parquet."""
+    """0: a map without holes; 1: some tiles failed and are in coverage.parquet, and nothing is published unless holes are allowed."""
     catalog, aoi = settings.catalog, settings.aoi
     if catalog == DEMO:
         from geopixel.demo import demo_catalog
@@ -32,29 +32,30 @@ def map_region(settings: MapSettings) -> int:
     from geopixel import distributed
     from geopixel.console import ProgressDisplay, print_plan, print_summary
     from geopixel.model.config import default_model, read_model_config
-    from geopixel.pipeline import MapRequest, make_plan, map_area
+    from geopixel.pipeline import MapRequest, make_plan, map_area, model_of
     from geopixel.storage import Folder
 
     if settings.model is not None:
         read_model_config(settings.model)  # an unknown model is refused before a cluster starts
-    distributed.start()
-    runner = distributed.RayRunner()
-    model = settings.model or default_model(runner.device)
+    actors = {name: getattr(settings, name) for name in ("gpus_per_actor", "min_actors", "max_actors", "max_attempts")}
+    runner, folder = distributed.RayRunner(**actors), Folder(settings.out)
+    model = settings.model or model_of(folder) or default_model(runner.device)
     config = read_model_config(model)
     names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
+    names += ("allow_holes", "shards", "cog")
     request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
     with ProgressDisplay() as progress:
         if settings.dry_run:
             plan = make_plan(request, config, runner, progress)
         else:
-            folder = Folder(settings.out)
-            summary = map_area(request, folder, config, runner, progress)
+            summary = map_area(request, folder, config, runner, progress, retry_failed=settings.retry_failed)
     if settings.dry_run:
         print_plan(plan)
         return 0
     print_summary(summary, folder)
     if failed := summary.tiles["failed"]:
-        print(f"map_region: {failed} tiles failed: see their reason in {folder.url}/coverage.parquet; run again to try them again", file=sys.stderr)
+        told = "they are holes in the map" if summary.published else "nothing is published; --allow-holes publishes the map with these holes marked"
+        print(f"map_region: {failed} tiles failed (why: {folder.url}/coverage.parquet): {told}; --retry-failed looks at them again", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 GROUND = {"types", "errors"}
 BASE = GROUND | {"raster", "storage"}
 STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
-BELOW = BASE | STEPS | {"prediction", "model"}
+BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "raster": GROUND,
     "storage": GROUND,
+    "lease": {"errors", "storage"},
     "model": {"errors"},
     "prediction": {"types", "model"},
     **dict.fromkeys(STEPS, BASE),

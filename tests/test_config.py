@@ -217,8 +217,8 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         load_settings(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for name in MapSettings.model_fields:
-        assert f"  --{name.replace('_', '-')}" in text
+    for name, field in MapSettings.model_fields.items():
+        assert f"  --{'no-' if field.default is True else ''}{name.replace('_', '-')}" in text
     for noise in ("{JSON", "null", "None", "{", "[str", "typing"):
         assert noise not in text
 

@@ -29,8 +29,8 @@ def test_the_plan_says_what_will_be_done(catalog: Path, capsys: pytest.CaptureFi
 
 def test_the_summary_names_states_features_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     states = {"ok": 3, "empty": 1, "nodata": 0, "cloud": 0, "outside": 2, "failed": 1}
-    print_summary(Summary(states, {"building": 12}, {"building": 0.034}, {"plan": 1.0, "look": 2.0}, 5), Folder("/maps/x"))  # type: ignore[arg-type]
+    print_summary(Summary(states, {"building": 12}, {"building": 0.034}, {"plan": 1.0, "look": 2.0}, 5, 0.93), Folder("/maps/x"))  # type: ignore[arg-type]
     said = capsys.readouterr().out
-    for words in ("7 = 3 ok, 1 empty, 2 outside, 1 failed (5 looked at now)", "12 features, 0.034 km2", "/maps/x/features.parquet", "look 2.0"):
+    for words in ("7 = 3 ok, 1 empty, 2 outside, 1 failed (5 looked at now)", "93 %", "12 features, 0.034 km2", "/maps/x/features.parquet", "look 2.0"):
         assert words in said
     assert "nodata" not in said

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import xarray as xr
 
 from tests.conftest import PROMPTS
@@ -61,7 +62,7 @@ REFUSALS = {
     "unknown asset": (["--assets", "infrared"], "infrared"),
     "threshold": (["--threshold", "1.5"], "1.5"),
     "out that cannot be": (["--out", "/dev/null/map"], "/dev/null/map"),
-    "other run": (["--threshold", "0.4", "--out", "SERIAL"], "threshold is 0.5, not 0.4"),
+    "other run": (["--resolution", "0.4", "--out", "SERIAL"], "resolution is None, not 0.4"),
 }
 
 
@@ -94,6 +95,18 @@ def test_a_submitted_job_refuses_a_relative_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert map_region(monkeypatch, "--catalog", "demo", "--prompt", "building", "--out", "runs/x") == 2
     assert "runs/x is relative" in capsys.readouterr().err
+
+
+def test_a_finished_run_ends_without_a_cluster(
+    catalog: Path, serial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no model is named: it is the run's."""
+    ray.shutdown()  # a refusal before this one may have come so far as to start it
+    words = command(catalog, serial)[2:]
+    for flags in (words, [word for word in words if word not in ("--model", "nano")]):
+        assert map_region(monkeypatch, *flags) == 0
+        assert not ray.is_initialized()
+        assert "nothing was left to do" in capsys.readouterr().out
 
 
 def predictions(folder: Path) -> dict[str, int]:

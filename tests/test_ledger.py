@@ -125,7 +125,7 @@ def test_states_are_the_plans_own_and_what_is_stored(folder: Folder) -> None:
     ledger.store_prediction(folder, prediction(Tile(GRID, 512, 99, 99), "ok"))  # of another plan
     states = ledger.read_states(folder, TILES)
     assert states == {TILES[0].id: "outside", TILES[3].id: "nodata", TILES[4].id: "cloud", ONE.id: "ok", TWO.id: "failed"}
-    assert ledger.pending(TILES, states) == [TWO, THREE]
+    assert ledger.pending(TILES, states, retry_failed=True) == [TWO, THREE]
     assert ledger.pending(TILES, states, retry_failed=False) == [THREE]
 
 

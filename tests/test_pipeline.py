@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -15,13 +16,18 @@ import xarray as xr
 
 from geopixel import ledger
 from geopixel.errors import NoScenesError, RunConflictError
+from geopixel.evaluation import evaluate_run, rendered_truth
+from geopixel.mosaic import NONE
 from geopixel.pipeline import (
+    MAX_ATTEMPTS,
+    PUBLISHED,
     MapRequest,
     Run,
     Runner,
     Seen,
     SerialRunner,
     Summary,
+    check_finished,
     load_run,
     make_plan,
     map_area,
@@ -31,7 +37,7 @@ from geopixel.pipeline import (
     tile_flops,
 )
 from geopixel.storage import Folder
-from geopixel.types import HALO, Grid, Tile, TileImage, TilePrediction
+from geopixel.types import HALO, STATUS_CODES, Grid, Tile, TileImage, TilePrediction, TileReceipt
 from geopixel.verification import verify
 from tests.conftest import NANO, PROMPTS, assert_equal_maps, demo_request, quiet, rasters
 
@@ -40,8 +46,8 @@ def ask(catalog: Path, area: shapely.Geometry | None = None, **settings: object)
     return demo_request(catalog, **settings) if area is None else replace(demo_request(catalog, **settings), area=area)
 
 
-def run(request: MapRequest, folder: Path, runner: Runner | None = None) -> Summary:
-    return map_area(request, Folder(str(folder)), NANO, runner or SerialRunner(), quiet)
+def run(request: MapRequest, folder: Path, runner: Runner | None = None, *, retry_failed: bool = False) -> Summary:
+    return map_area(request, Folder(str(folder)), NANO, runner or SerialRunner(), quiet, retry_failed=retry_failed)
 
 
 def test_the_folder_holds_what_design_promises(serial: Path) -> None:
@@ -50,7 +56,7 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert data["status"].dims == ("y", "x")
     assert list(data["prompt"].values) == list(PROMPTS)
     files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png"}
-    assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "masks.zarr"}
+    assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "lease", "masks.zarr"}
     assert list((serial / "attempts").rglob("*.*")) == []
     features = gpd.read_parquet(serial / "features.parquet")
     assert set(features["prompt"]) <= set(PROMPTS)
@@ -78,14 +84,28 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     summary = run(request, tmp_path / "run")
     assert summary.tiles["failed"] > 0
     assert summary.tiles["ok"] > 0
+    assert not summary.published
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "plan.parquet", "coverage.parquet", "predictions", "attempts", "lease"}
+    with pytest.raises(ValueError, match=rf"of \d+ tiles {summary.tiles['failed']} failed; run the same command again .* --retry-failed, .* --allow-holes"):
+        verify(Folder(str(tmp_path / "run")))
+    with pytest.raises(ValueError, match="not finished"):
+        evaluate_run(Folder(str(tmp_path / "run")), rendered_truth)
+
+    summary = run(replace(request, allow_holes=True), tmp_path / "run")
+    assert summary.published
+    assert summary.worked == 0  # a failed tile is looked at again where that is asked for
     coverage = gpd.read_parquet(tmp_path / "run" / "coverage.parquet")
     failed = coverage[coverage["state"] == "failed"]
     assert len(failed) == summary.tiles["failed"]
     assert failed["reason"].str.contains("visual.tif").all()
-    assert any("failed" in hole for hole in verify(Folder(str(tmp_path / "run"))).holes)
+    assert verify(Folder(str(tmp_path / "run"))).holes == [f"{summary.tiles['failed']} tiles failed"]
+    data = rasters(tmp_path / "run")
+    hole = (data["status"] == STATUS_CODES["failed"]).values
+    assert hole.any()
+    assert (data["mask"].values[:, hole] == NONE).all()
 
     broken.write_bytes(whole)
-    mended = run(request, tmp_path / "run")
+    mended = run(request, tmp_path / "run", retry_failed=True)
     assert mended.tiles["failed"] == 0
     assert mended.worked == summary.tiles["failed"]
     assert verify(Folder(str(tmp_path / "run"))).holes == []
@@ -108,7 +128,7 @@ def test_overlapping_areas_give_equal_answers(catalog: Path, serial: Path, tmp_p
     np.testing.assert_array_equal(one["status"].values[common], other["status"].values[common])
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": 5.0}, {"resolution": 1.0}])
+@pytest.mark.parametrize("change", [{"resolution": 1.0}, {"max_cloud": 5.0}, {"shards": False}])
 def test_a_folder_with_another_run_is_refused_untouched(catalog: Path, serial: Path, change: dict[str, float]) -> None:
     before = {path: path.stat().st_mtime_ns for path in serial.rglob("*")}
     with pytest.raises(RunConflictError, match=next(iter(change))):
@@ -152,12 +172,98 @@ def test_scenes_survive_json(serial: Path) -> None:
         assert scene_from_json(scene_to_json(scene)) == scene
 
 
-def test_min_area_leaves_out_small_features_only(catalog: Path, serial: Path, tmp_path: Path) -> None:
-    request = ask(catalog, min_area=100.0)
-    run(request, tmp_path / "run")
-    every, large = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
-    assert set(large["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
-    assert verify(Folder(str(tmp_path / "run"))).holes == []
+class Idle(SerialRunner):
+    """A runner that is not to be needed."""
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        raise AssertionError("asked for its device")
+
+    def look(self, *_: object) -> Iterator[TileReceipt]:
+        raise AssertionError("asked to look at tiles")
+
+
+class Ending(Idle):
+    """A runner whose process ends after the first block."""
+
+    def write(self, *arguments: Any) -> Iterator[str]:
+        yield next(iter(super().write(*arguments)))
+        raise KeyboardInterrupt
+
+
+class Nothing(Idle):
+    def write(self, *_: object) -> Iterator[str]:
+        raise AssertionError("asked to write blocks")
+
+
+def test_a_finished_run_needs_no_runner_and_stays_untouched(catalog: Path, serial: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in serial.rglob("*")}
+    summary = run(ask(catalog), serial, Nothing())
+    finished = Folder(str(serial)).get_json("run.json")["finished"]
+    assert (summary.tiles, summary.features, summary.worked) == (finished["tiles"], finished["features"], 0)
+    assert {path: path.stat().st_mtime_ns for path in serial.rglob("*")} == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that a run's folder says of its result: what the submissions were is in run.json, who made them in lease/."""
+    of_submissions = ("run.json", "lease")
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in of_submissions]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def as_if_fresh(serial: Path, folder: Path, request: MapRequest) -> Path:
+    """A run of another request that has looked at its tiles, and no more."""
+    shutil.copytree(serial / "predictions", folder / "predictions")
+    shutil.copy(serial / "plan.parquet", folder)
+    stored = Folder(str(serial)).get_json("run.json")
+    del stored["finished"]
+    Folder(str(folder)).put_json("run.json", stored | {"request": request.to_json(), "submissions": []})
+    run(request, folder, Idle())
+    return folder
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": 100.0}, {"threshold": 0.6, "min_area": 20.0, "cog": True}])
+def test_another_threshold_or_area_makes_anew_what_a_fresh_run_would_hold(catalog: Path, serial: Path, tmp_path: Path, change: dict[str, float]) -> None:
+    request = ask(catalog, **change)
+    fresh = as_if_fresh(serial, tmp_path / "fresh" / "run", request)
+    changed = tmp_path / "changed" / "run"
+    shutil.copytree(serial, changed)
+    blocks = {path: path.stat().st_mtime_ns for path in (changed / "parts").iterdir()}
+    assert run(request, changed, Idle()).worked == 0
+    assert contents(changed) == contents(fresh)
+    assert ({path: path.stat().st_mtime_ns for path in blocks} == blocks) is ("threshold" not in change)
+    assert load_run(Folder(str(changed))).request == request
+    assert verify(Folder(str(changed))).holes == []
+    assert len(list(changed.glob("cog/*.tif"))) == (len(PROMPTS) if "cog" in change else 0)
+    every, here = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(changed / "features.parquet")
+    if list(change) == ["min_area"]:
+        assert set(here["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
+    run(ask(catalog), changed, Idle())
+    assert contents(changed) | {"item.json": b""} == contents(serial) | {"item.json": b""}, "and back"
+
+
+def test_what_ends_half_way_to_another_threshold_does_not_look_finished(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    shutil.copytree(serial, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(ask(catalog, threshold=0.4), tmp_path / "run", Ending())
+    assert not any((tmp_path / "run" / name).exists() for name in PUBLISHED)
+    assert load_run(Folder(str(tmp_path / "run"))).request.threshold == 0.4
+    with pytest.raises(ValueError, match="all tiles are looked at, the map is still to be written; run the same command again"):
+        verify(Folder(str(tmp_path / "run")))
+    run(ask(catalog), tmp_path / "run", Idle())
+    assert_equal_maps(serial, tmp_path / "run")
+
+
+def test_a_run_that_was_ended_says_what_is_missing(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    shutil.copytree(serial, tmp_path / "run")
+    stored = folder.get_json("run.json")
+    del stored["finished"]
+    folder.put_json("run.json", stored)
+    for path in sorted((tmp_path / "run" / "predictions" / "ok").iterdir())[:2]:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"of {len(ledger.load_plan(folder))} tiles 2 still to be looked at; run the same command again to finish it$"):
+        check_finished(folder)
 
 
 class Recorder:
@@ -190,7 +296,7 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
     folder, seen = Folder(str(tmp_path)), pictures(5)
     names = ids(seen)
     predictor = Recorder(unbearable=names[1])
-    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen, MAX_ATTEMPTS)}  # type: ignore[arg-type]
     assert predictor.groups == [names[:3], [names[0]], [names[1]], [names[2]], names[3:]]
     assert {name: receipts[name].state for name in names} == dict.fromkeys(names, "empty") | {names[1]: "failed"}
     assert receipts[names[1]].reason == "RuntimeError: too much"
@@ -200,12 +306,12 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
 def test_a_tile_that_was_begun_before_is_tried_alone_and_in_the_end_set_aside(tmp_path: Path) -> None:
     folder, seen = Folder(str(tmp_path)), pictures(3)
     names = ids(seen)
-    for times in range(1, ledger.MAX_ATTEMPTS + 1):
+    for times in range(1, MAX_ATTEMPTS + 1):
         ledger.begin_attempt(folder, names[0])
-        if times < ledger.MAX_ATTEMPTS:
+        if times < MAX_ATTEMPTS:
             ledger.begin_attempt(folder, names[1])
     predictor = Recorder()
-    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen)}  # type: ignore[arg-type]
+    receipts = {receipt.tile_id: receipt for receipt in predict_tiles(folder, predictor, seen, MAX_ATTEMPTS)}  # type: ignore[arg-type]
     assert predictor.groups == [[names[1]], [names[2]]]
     assert [receipts[name].state for name in names] == ["failed", "empty", "empty"]
-    assert receipts[names[0]].reason == f"its worker ended {ledger.MAX_ATTEMPTS} times"
+    assert receipts[names[0]].reason == f"its worker ended {MAX_ATTEMPTS} times"

@@ -21,9 +21,9 @@ from shapely import Geometry
 
 from geopixel import features, mosaic
 from geopixel.evaluation.truth import Truth
-from geopixel.pipeline import Run, load_run
+from geopixel.pipeline import Run, check_finished, load_run
 from geopixel.storage import Folder
-from geopixel.types import BLOCK_SIZE, CONFIDENCE_LEVELS
+from geopixel.types import BLOCK_SIZE, CONFIDENCE_LEVELS, Grid
 
 MATCH_IOU = 0.5
 """From which on two outlines are the same object, as SpaceNet counts buildings (Van Etten et al. 2018, arXiv:1807.01232)."""
@@ -45,14 +45,14 @@ def evaluate_map(folder: Folder, prompt: str, truth: Truth, *, seed: int = 0) ->
     thresholds, best_threshold, best_IoU: see threshold_curve. calibration, ECE: see calibration. Raises ValueError where the prompt is none of
     the run's, the truth lies elsewhere, or the folder holds no finished run.
     """
-    run = load_finished(folder)
+    run = _load_finished(folder)
     if prompt not in run.request.prompts:
         raise ValueError(f"the run was asked for {', '.join(run.request.prompts)}, not {prompt!r}")
     region = shapely.intersection(run.area, truth.known)
     if not region.area > 0:
         raise ValueError(f"the truth lies outside the area of the run {folder.url}")
     squares = Squares.over(region)
-    histogram = count_pixels(folder, run.request.prompts.index(prompt), truth.polygons, region, squares)
+    histogram = count_pixels(folder, run.grid, run.request.prompts.index(prompt), truth.polygons, region, squares)
     found, true = (_clip(polygons, region, run.grid.resolution) for polygons in (_read_features(folder, run, prompt), truth.polygons))
     matched = match_objects(found, true)
     counts = np.column_stack([
@@ -91,7 +91,7 @@ def evaluate_map(folder: Folder, prompt: str, truth: Truth, *, seed: int = 0) ->
 def evaluate_run(folder: Folder, truth: Callable[[Run, str], Truth], prompt: str | None = None) -> dict[str, Any]:
     """The figures of a prompt, as evaluate_map has them; without one, `prompts`: the figures of each prompt by its name, and `mIoU`: their mean
     IoU. truth: (run, prompt) -> what is there. Raises as evaluate_map does."""
-    run = load_finished(folder)
+    run = _load_finished(folder)
     if prompt is not None:
         return evaluate_map(folder, prompt, truth(run, prompt))
     prompts = {name: evaluate_map(folder, name, truth(run, name)) for name in run.request.prompts}
@@ -131,11 +131,12 @@ class Squares:
         return np.bincount(self.at(shapely.get_x(centre), shapely.get_y(centre)), minlength=len(self))
 
 
-def count_pixels(folder: Folder, prompt: int, polygons: np.ndarray, region: Geometry, squares: Squares) -> np.ndarray:
+def count_pixels(folder: Folder, grid: Grid, prompt: int, polygons: np.ndarray, region: Geometry, squares: Squares) -> np.ndarray:
     """Pixels of a map whose centre is in the region: (squares, true 0/1, found 0/1, levels) int64, where levels are the stored confidence 0 to
     CONFIDENCE_LEVELS and one more for no answer. prompt: its index. polygons: of the truth, a pixel is true when its centre is in one."""
     root: Any = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
-    affine = Affine(*root.attrs["spatial:transform"])
+    column, row = (round(sign * float(root[name][0]) / grid.resolution - 0.5) for sign, name in ((1, "x"), (-1, "y")))
+    affine = grid.geobox(column, row, 1, 1).affine
     levels = _NO_ANSWER + 1
     tree = shapely.STRtree(polygons)
     total = np.zeros(len(squares) * 4 * levels, np.int64)
@@ -236,10 +237,11 @@ def _calibration_error(bins: list[dict[str, Any]]) -> float | None:
     return sum(each["pixels"] * abs(each["confidence"] - each["true_share"]) for each in bins) / pixels if pixels else None
 
 
-def load_finished(folder: Folder) -> Run:
-    """Raises ValueError where the folder holds no run, or one that did not come to its end."""
-    if not (folder.exists("run.json") and (folder.exists(features.FEATURES) or folder.list(features.FEATURES))):
-        raise ValueError(f"{folder.url} holds no finished run")
+def _load_finished(folder: Folder) -> Run:
+    try:
+        check_finished(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder.url} holds no finished run") from error
     return load_run(folder)
 
 

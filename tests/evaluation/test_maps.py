@@ -26,7 +26,6 @@ from geopixel.evaluation.maps import (
     block_bootstrap,
     calibration,
     count_pixels,
-    load_finished,
     map_figures,
     match_objects,
     threshold_curve,
@@ -120,7 +119,7 @@ def test_every_pixel_of_a_region_is_counted_once_in_the_square_it_lies_in(serial
     folder, data = Folder(str(serial)), rasters(serial)
     run = load_run(folder)
     squares = Squares.over(run.area)
-    histogram = count_pixels(folder, 0, np.array([run.area]), run.area, squares)
+    histogram = count_pixels(folder, run.grid, 0, np.array([run.area]), run.area, squares)
     inside = geometry_mask([run.area], data["status"].shape, transform(data), invert=True)
     assert histogram.sum() == histogram[:, 1].sum() == inside.sum()
     assert len(np.flatnonzero(histogram.any(axis=(1, 2, 3)))) >= 64
@@ -266,4 +265,4 @@ def test_what_cannot_be_compared_is_said(serial: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not 'airplane'"):
         rendered_truth(run, "airplane")
     with pytest.raises(ValueError, match="holds no finished run"):
-        load_finished(Folder(str(tmp_path)))
+        evaluate_run(Folder(str(tmp_path)), rendered_truth)
