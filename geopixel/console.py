@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -121,6 +122,87 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e3:.3g} kB"
+
+
+def print_scores(title: str, scores: Mapping[str, float | None]) -> None:
+    """Scores of a model on a data set: counts as they are, shares in percent."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in scores.items():
+        table.add_row(name, "-" if value is None else str(value) if isinstance(value, int) else f"{100 * value:.2f} %")
+    print(title)
+    _to_stdout().print(table)
+
+
+def print_map_scores(report: Mapping[str, Any]) -> None:
+    """Figures of a map, as evaluation.evaluate_run gives them: all of one prompt, or the most important of each. In brackets 95 % intervals."""
+    console = _to_stdout()
+    if "prompts" in report:
+        console.print(_map_overview(report["prompts"]))
+        print(f"mean IoU {report['mIoU']:.3f}")
+        return
+    squares = report["squares"]
+    print(f"{report['prompt']}: {report['area_m2']:.0f} m2 with labels, {100 * report['answered']:.1f} % of them answered")
+    console.print(_map_figures(report))
+    print(f"In brackets: 95 % intervals, from drawing the {squares['count']} squares of {squares['edge_m']:.0f} m anew.")
+    console.print(_map_thresholds(report))
+    print(f"Best threshold {report['best_threshold']:g}: IoU {report['best_IoU']:.3f} (the run's {report['threshold']:g}: {report['IoU']:.3f}).", end=" ")
+    print("It was chosen on these labels: elsewhere expect a little less.")
+    print(f"Expected calibration error {_share(report['ECE'])}.")
+
+
+def _map_overview(prompts: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table()
+    for column in ("prompt", "IoU", "objects F1", "precision", "recall", "objects found / true", "area error"):
+        table.add_column(column, justify="left" if column == "prompt" else "right")
+    for prompt, figures in prompts.items():
+        measured = [_with_interval(figures, name) for name in ("IoU", "F1")]
+        shares = [_share(figures[name]) for name in ("precision", "recall")]
+        table.add_row(prompt, *measured, *shares, f"{figures['objects_found']} / {figures['objects_true']}", _signed(figures["area_error"]))
+    return table
+
+
+def _map_figures(report: Mapping[str, Any]) -> Table:
+    table = Table()
+    for column in ("", "pixels", "objects (IoU >= 0.5)"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("IoU", _with_interval(report, "IoU"), "")
+    for name in ("precision", "recall"):
+        table.add_row(name, _with_interval(report, f"pixel_{name}"), _with_interval(report, name))
+    table.add_row("F1", "", _with_interval(report, "F1"))
+    table.add_row("found", f"{report['area_found_m2']:.0f} m2", str(report["objects_found"]))
+    table.add_row("true", f"{report['area_true_m2']:.0f} m2", str(report["objects_true"]))
+    low, high = report["interval95"]["area_error"]
+    table.add_row("area error", f"{_signed(report['area_error'])} [{_signed(low)}, {_signed(high)}]", "")
+    return table
+
+
+def _map_thresholds(report: Mapping[str, Any]) -> Table:
+    """Every fourth threshold, and of the pixels whose confidence lies between it and the next, the share that is true."""
+    table = Table()
+    for column in ("threshold", "precision", "recall", "IoU", "mean confidence", "share true", "pixels"):
+        table.add_column(column, justify="right")
+    points = [{"threshold": 0.0, "precision": None, "recall": None, "IoU": None}, *report["thresholds"]][::4]
+    for point, end in zip(points, [*(following["threshold"] for following in points[1:]), 2.0], strict=True):
+        inside = [each for each in report["calibration"] if point["threshold"] <= each["confidence"] < end]
+        pixels = sum(each["pixels"] for each in inside)
+        means = [sum(each[name] * each["pixels"] for each in inside) / pixels if pixels else None for name in ("confidence", "true_share")]
+        table.add_row(f"{point['threshold']:.3f}", *[_share(value) for value in (point["precision"], point["recall"], point["IoU"], *means)], str(pixels))
+    return table
+
+
+def _with_interval(figures: Mapping[str, Any], name: str) -> str:
+    low, high = figures["interval95"][name]
+    return "-" if figures[name] is None else f"{_share(figures[name])} [{_share(low)}, {_share(high)}]"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.0f} %"
 
 
 def _to_stdout() -> Console:

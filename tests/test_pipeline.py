@@ -16,7 +16,7 @@ import xarray as xr
 
 from geopixel import ledger
 from geopixel.errors import NoScenesError, RunConflictError
-from geopixel.evaluation import evaluate
+from geopixel.evaluation import evaluate_run, rendered_truth
 from geopixel.mosaic import NONE
 from geopixel.pipeline import (
     MAX_ATTEMPTS,
@@ -91,7 +91,7 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     with pytest.raises(ValueError, match=rf"of \d+ tiles {summary.tiles['failed']} failed; run the same command again .* --retry-failed, .* --allow-holes"):
         verify(Folder(str(tmp_path / "run")))
     with pytest.raises(ValueError, match="not finished"):
-        evaluate(Folder(str(tmp_path / "run")), lambda geobox, prompt: np.zeros(geobox.shape, np.int8))
+        evaluate_run(Folder(str(tmp_path / "run")), rendered_truth)
 
     summary = run(replace(request, allow_holes=True), tmp_path / "run")
     assert summary.published
