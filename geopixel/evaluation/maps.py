@@ -21,7 +21,7 @@ from shapely import Geometry
 
 from geopixel import features, mosaic
 from geopixel.evaluation.truth import Truth
-from geopixel.pipeline import Run, check_finished, load_run
+from geopixel.pipeline import RUN, Run, check_finished, load_run
 from geopixel.storage import Folder
 from geopixel.types import BLOCK_SIZE, CONFIDENCE_LEVELS, Grid
 
@@ -238,10 +238,9 @@ def _calibration_error(bins: list[dict[str, Any]]) -> float | None:
 
 
 def _load_finished(folder: Folder) -> Run:
-    try:
-        check_finished(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder.url} holds no finished run") from error
+    if not folder.exists(RUN):  # asked first: to read from a local folder would make it
+        raise ValueError(f"{folder.url} holds no finished run")
+    check_finished(folder)
     return load_run(folder)
 
 

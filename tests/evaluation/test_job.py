@@ -98,3 +98,4 @@ def test_bad_input_is_one_line(case: str, serial: Path, tmp_path: Path, monkeypa
     assert out == ""
     assert said in error
     assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
