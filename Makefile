@@ -13,7 +13,7 @@ PROMPTS := building road water tree
 map: .venv/.installed
 	$(BIN)/python jobs/map_region.py --catalog demo $(PROMPTS:%=--prompt %) --out $(OUT)
 	$(BIN)/python jobs/verify.py $(OUT)
-	$(BIN)/python jobs/evaluate.py $(OUT)
+	$(BIN)/python jobs/evaluate.py --run $(OUT)
 	@echo "The map is in $(OUT): report.html (to look around in), features.parquet (outlines), masks.zarr (masks), quicklook.png."
 
 test: .venv/.installed-dev

@@ -13,11 +13,15 @@ import shapely
 from pyproj import CRS, Geod
 from shapely import MultiPolygon, Polygon
 
+from geopixel.dateline import cut_at_antimeridian
+
 LONLAT = CRS("EPSG:4326")
 _WKT = re.compile(r"\s*[a-z]+\s*(z|m|zm)?\s*(\(|empty)", re.IGNORECASE)
 _PARQUET = (".parquet", ".geoparquet")
 _DEGREES_PER_STEP = 0.1
 """An edge of the area is straight in longitude and latitude, a geodesic is not; in steps this short they enclose the same area to 1 part in a million."""
+EARTH_KM2 = 510_065_621.724
+"""Surface of the WGS 84 ellipsoid."""
 _STEPS_PER_SPAN = 64
 """An edge that is straight in a projected CRS is curved in longitude and latitude; in this many steps across 50 km it keeps its place to about a centimetre."""
 
@@ -27,10 +31,11 @@ def read_area(text: str, warn: Callable[[str], None]) -> Polygon | MultiPolygon:
 
     text is the path of a vector file (GeoJSON, GeoPackage, GeoParquet or what else GDAL reads; all layers count), a WKT
     geometry, or a bounding box "west,south,east,north" in degrees, commas or spaces between. A box with west > east
-    crosses the antimeridian and becomes two. warn is called with one line for every repair and for what is left out.
+    crosses the antimeridian and becomes two, and so does a polygon with an edge of more than 180 degrees. warn is called
+    with one line for every repair and for what is left out.
 
     Raises ValueError where there is no such file, it cannot be read, names no CRS or holds no polygon with an area, and
-    where coordinates are not longitudes within -180..180 and latitudes within -90..90.
+    where coordinates are not longitudes within -180..180 (-360..360 where the area crosses the antimeridian) and latitudes within -90..90.
     """
     name = f"area {_short(text)!r}"
     if _is_file(path := Path(text).expanduser()):
@@ -45,18 +50,19 @@ def read_area(text: str, warn: Callable[[str], None]) -> Polygon | MultiPolygon:
     kinds = sorted({geometry.geom_type for geometries, _ in layers for geometry in geometries if geometry is not None and not geometry.is_empty})
     if not kinds:
         raise ValueError(f"{name} has no features with geometry")
-    polygons = np.concatenate([_lonlat(_polygons(geometries, name, warn), crs, name) for geometries, crs in layers])
+    polygons = np.concatenate([_lonlat(_polygons(geometries, crs, name, warn), crs, name) for geometries, crs in layers])
     if not polygons.size:
         raise ValueError(f"{name} has no area: it holds {', '.join(kinds)}, but nothing that encloses ground")
     _check_range(shapely.total_bounds(polygons), name)
-    _warn_of_long_edges(polygons, name, warn)
     return shapely.union_all(polygons)
 
 
 def area_km2(area: Polygon | MultiPolygon) -> float:
     """Square kilometres on the WGS 84 ellipsoid of an area in EPSG:4326 whose edges are straight in longitude and latitude."""
     stepped = shapely.orient_polygons(shapely.segmentize(area, _DEGREES_PER_STEP))
-    return Geod(ellps="WGS84").geometry_area_perimeter(stepped)[0] / 1e6
+    geod = Geod(ellps="WGS84")
+    areas = [geod.geometry_area_perimeter(part)[0] / 1e6 for part in shapely.get_parts(stepped)]
+    return sum(area if area >= 0 else area + EARTH_KM2 for area in areas)  # of more than half of the Earth it gives what is missing to the whole
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -110,7 +116,7 @@ def _read_file(path: Path, name: str, warn: Callable[[str], None]) -> list[tuple
     return [(frame.geometry.to_numpy(), frame.crs) for frame in frames]
 
 
-def _polygons(geometries: np.ndarray, name: str, warn: Callable[[str], None]) -> np.ndarray:
+def _polygons(geometries: np.ndarray, crs: CRS | None, name: str, warn: Callable[[str], None]) -> np.ndarray:
     """The polygons with an area among geometries, repaired where they are invalid, (n,) of shapely Polygons and MultiPolygons."""
     geometries = shapely.force_2d(geometries[~shapely.is_missing(geometries)])
     if not np.isfinite(shapely.get_coordinates(geometries)).all():
@@ -118,6 +124,8 @@ def _polygons(geometries: np.ndarray, name: str, warn: Callable[[str], None]) ->
     parts = geometries
     while (shapely.get_type_id(parts) >= shapely.GeometryType.MULTIPOINT).any():
         parts = shapely.get_parts(parts)
+    if crs is not None and crs.equals(LONLAT, ignore_axis_order=True):
+        parts = _cut(parts, name, warn)  # before the repair: on the plane of degrees such rings may cross themselves
     # "structure" keeps ground that a ring covers twice; the default, "linework", would cut it out.
     parts = shapely.make_valid(parts, method="structure", keep_collapsed=False)
     solid = shapely.area(parts) > 0
@@ -156,13 +164,19 @@ def _check_range(bounds: Sequence[float] | np.ndarray, name: str) -> None:
             raise ValueError(f"{name}: {word} {value:.10g} is not within -{limit}..{limit} (longitude comes first; cut what crosses the antimeridian)")
 
 
-def _warn_of_long_edges(polygons: np.ndarray, name: str, warn: Callable[[str], None]) -> None:
-    """An edge from 170 to -170 goes the long way round the earth; whoever drew it may have meant the short one."""
-    coordinates, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(polygons)), return_index=True)
-    edges = np.abs(np.diff(coordinates[:, 0]))[np.diff(ring) == 0]
-    longest = edges[edges < 360].max(initial=0)
-    if longest > 180:
-        warn(f"{name}: an edge spans {longest:g} degrees of longitude, read as the long way round; cut the area at the antimeridian if the short way is meant")
+def _cut(polygons: np.ndarray, name: str, warn: Callable[[str], None]) -> np.ndarray:
+    """The same ground within -180..180. An edge from 170 to -170 goes the short way, as GeoJSON has it (RFC 7946, 3.1.9); whoever drew it may have
+    meant the long one."""
+    bounds = np.nan_to_num(shapely.bounds(polygons))
+    if (np.abs(bounds) > (360, 90, 360, 90)).any():
+        return polygons  # no longitudes and latitudes: refused later, by name
+    try:
+        cut = [cut_at_antimeridian(polygon) for polygon in polygons]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if any(after is not before for after, before in zip(cut, polygons, strict=True)):
+        warn(f"{name}: cut at the antimeridian: an edge of more than 180 degrees of longitude is read as the short way round")
+    return shapely.get_parts(np.array(cut, dtype=object))
 
 
 def _is_file(path: Path) -> bool:

@@ -16,7 +16,7 @@ from datetime import datetime as Instant
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -90,7 +90,8 @@ class MapSettings(BaseSettings):
     catalog: str = _flag(
         "imagery",
         "URL|FILE|demo",
-        "STAC API, static STAC catalog on disk, or demo: rendered scenes with known truth (default: Planetary Computer)",
+        "STAC API, static STAC catalog, STAC GeoParquet file (such as a run's scenes.parquet), or demo: rendered scenes with known truth "
+        "(default: Planetary Computer)",
         PLANETARY_COMPUTER,
     )
     collection: str | None = _flag("imagery", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
@@ -98,6 +99,22 @@ class MapSettings(BaseSettings):
         "imagery", "WHEN", "when it was taken: 2020, 2020-06, 2020-06-30, an RFC 3339 time, or START/END of these, .. for an open end (default: any time)"
     )
     max_cloud: float | None = _flag("imagery", "PERCENT", "leave out scenes that the catalog calls cloudier than this (default: keep all)", ge=0, le=100)
+    filter: str | None = _flag(
+        "imagery", "CQL2", "leave out items that do not fulfil this, JSON or text, such as 'view:off_nadir < 20' (default: keep all)", min_length=1
+    )
+    choose: Literal["newest", "least-cloud", "best"] = _flag(
+        "imagery",
+        "RULE",
+        "which scene is read first where several lie: newest, least-cloud, or best (cloud, age, pixel size and coverage weighed) (default: newest)",
+        "newest",
+    )
+    per_cell: int | None = _flag("imagery", "N", "leave out scenes that no ground needs to be in N of them (default: keep all)", ge=1)
+    access: Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"] | None = _flag(
+        "imagery",
+        "HOW",
+        "what opens files: plain, planetary-computer (its signatures), anonymous or requester-pays (object stores), bearer (token in "
+        "GEOPIXEL_BEARER_TOKEN, for the catalog too) (default: planetary-computer for its items, else plain)",
+    )
     assets: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
         "imagery", "NAME[,NAME,NAME]", "the asset with the colours, or three: red, green, blue (default: found from the catalog)", ()
     )
@@ -106,6 +123,9 @@ class MapSettings(BaseSettings):
     )
     stretch: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = _flag(
         "imagery", "LOW HIGH", "raw values shown as black and white where pixels are not 8-bit (default: known for the collection)"
+    )
+    profile: str | None = _flag(
+        "imagery", "FILE", "TOML file that says how a collection is shown: assets, bands, scale, nodata, clouds; it goes before geopixel/profiles/*.toml"
     )
     resolution: float | None = _flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
     crs: str | None = _flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
@@ -123,6 +143,16 @@ class MapSettings(BaseSettings):
     )
     shards: bool = _flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
     cog: bool = _flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
+    allow_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
+        "limits",
+        "HOST[,HOST]",
+        "ask these hosts only, private ones too: names, host:port or patterns such as *.example.org, * for any public one, file for files of this "
+        "machine (default: a catalog read over HTTP leads to its own host and to public ones)",
+        (),
+    )
+    max_items: int = _flag("limits", "N", "refuse a search that gives more items (default: 50000)", 50_000, ge=1)
+    max_vertices: int = _flag("limits", "N", "refuse an area of more vertices (default: 1000000)", 1_000_000, ge=1)
+    max_tiles: int = _flag("limits", "N", "refuse an area of more tiles of 512 pixels (default: 10000000)", 10_000_000, ge=1)
     config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
     gpus_per_actor: float | None = _flag(
         "running", "N", "GPUs, or a share of one, for each copy of the model (default: 1 where the cluster has GPUs, else none)", gt=0
@@ -131,7 +161,8 @@ class MapSettings(BaseSettings):
     max_actors: int | None = _flag("running", "N", "copies of the model to grow to, where the cluster grows (default: as many as fit into it now)", ge=1)
     max_attempts: int = _flag("running", "N", "a tile that ends its worker so often is set aside as failed (default: 3)", 3, ge=1)
     retry_failed: bool = _flag("running", "", "look again at tiles that failed before", False)
-    dry_run: bool = _flag("running", "", "print the plan and what it will cost, then stop", False)
+    dry_run: bool = _flag("running", "", "print the plan and what it will cost, write plan.parquet to --out, then stop", False)
+    gpu_price: float | None = _flag("running", "PRICE", "of an hour of a GPU, in any currency: the plan and the end of the run say what the model costs", ge=0)
     out: str = _flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
 
     @classmethod
@@ -160,6 +191,8 @@ class MapSettings(BaseSettings):
     def _catalog_is_a_place(cls, catalog: str) -> str:
         url = urlsplit(catalog)
         if catalog == DEMO or (url.scheme in ("http", "https") and url.netloc):
+            return catalog
+        if url.scheme in OUT_SCHEMES and url.netloc and url.path.endswith(".parquet"):
             return catalog
         path = Path(catalog).expanduser()
         if not path.is_file():
@@ -200,6 +233,13 @@ class MapSettings(BaseSettings):
             raise ValueError(f"takes LOW below HIGH, got {stretch[0]:g} {stretch[1]:g}")
         return stretch
 
+    @field_validator("profile")
+    @classmethod
+    def _profile_is_a_file(cls, profile: str | None) -> str | None:
+        if profile is not None and not Path(profile).expanduser().is_file():
+            raise ValueError(f"{profile!r} is not a file")
+        return profile
+
     @field_validator("crs")
     @classmethod
     def _crs_is_known(cls, crs: str | None) -> str | None:
@@ -217,7 +257,7 @@ class MapSettings(BaseSettings):
                 raise ValueError(f"{out} is not a folder in an object store: {', '.join(f'{scheme}://' for scheme in OUT_SCHEMES)}")
             return out.rstrip("/")
         path = Path(out or _default_out(info.data)).expanduser()
-        if SUBMITTED in os.environ and not path.is_absolute() and not info.data.get("dry_run"):
+        if SUBMITTED in os.environ and not path.is_absolute():
             raise ValueError(f"{path} is relative: a submitted job runs in a temporary copy; give an absolute path or a URL")
         if path.is_file():
             raise ValueError(f"{path} is a file, not a folder")

@@ -17,7 +17,8 @@ import ray
 import ray.data
 from ray.util.dask import ray_dask_get
 
-from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, predict_tiles, see_tile, write_block
+from geopixel.assignment import Assignment
+from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
 
@@ -88,7 +89,7 @@ class RayRunner:
         together = TILES_PER_TASK[self.device]
         tasks = min(len(tiles), max(most, len(tiles) // together))
         rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
-        pictures = rows.map(partial(_see, run=run), num_cpus=READER_CPUS)
+        pictures = rows.map(partial(_see, run=run, assigned=assign_tiles(run, tiles)), num_cpus=READER_CPUS)
         receipts = pictures.map_batches(
             _Look,
             fn_constructor_kwargs={"run": run, "folder": folder, "max_attempts": self.max_attempts},
@@ -108,13 +109,14 @@ class RayRunner:
             yield ray.get(done[0])
 
 
-def _see(row: dict[str, Any], run: Run) -> dict[str, Any]:
+def _see(row: dict[str, Any], run: Run, assigned: Assignment) -> dict[str, Any]:
     """A row with the tile's picture as bytes: typed columns travel between workers without pickling."""
-    seen = see_tile(run, Tile(run.grid, row["size"], row["column"], row["row"]))
+    seen = see_tile(run, Tile(run.grid, row["size"], row["column"], row["row"]), assigned)
     picture = seen.picture
+    spent = {"read_seconds": seen.read_seconds, "read_bytes": seen.read_bytes}
     if isinstance(picture, TilePrediction):
-        return row | {"rgb": b"", "scene": b"", "reason": picture.reason, "read_seconds": seen.read_seconds}
-    return row | {"rgb": picture.rgb.tobytes(), "scene": _CODEC.compress(picture.scene, asbytes=True), "reason": "", "read_seconds": seen.read_seconds}
+        return row | spent | {"rgb": b"", "scene": b"", "reason": picture.reason}
+    return row | spent | {"rgb": picture.rgb.tobytes(), "scene": _CODEC.compress(picture.scene, asbytes=True), "reason": ""}
 
 
 class _Look:
@@ -128,11 +130,12 @@ class _Look:
         self.since = time.monotonic()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds")
+        names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds", "read_bytes")
         seen = []
-        for size, column, row, rgb, scene, reason, seconds in zip(*(batch[name] for name in names), strict=True):
+        for size, column, row, rgb, scene, reason, seconds, read in zip(*(batch[name] for name in names), strict=True):
             tile = Tile(self.grid, int(size), int(column), int(row))
-            seen.append(Seen(_picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason), float(seconds)))
+            picture = _picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason)
+            seen.append(Seen(picture, float(seconds), int(read)))
         receipts = list(predict_tiles(self.folder, self.predictor, seen, self.max_attempts))
         now = time.monotonic()
         receipts = [replace(receipt, worker_seconds=(now - self.since) / len(receipts)) for receipt in receipts]

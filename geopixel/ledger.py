@@ -4,18 +4,17 @@ with equal bytes. Knows nothing of pixels, models or who works on a tile."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import cast
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import shapely
+from pyproj import CRS
 
 from geopixel.storage import Folder
 from geopixel.types import DECISIONS, STATES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
@@ -46,13 +45,19 @@ PREDICTION_SCHEMA = pa.schema(
 def store_plan(folder: Folder, tiles: Sequence[Tile]) -> None:
     """Writes the tiles, in their order, as GeoParquet: tile_id, size, column, row, decided (null: to be looked at), crs, resolution
     and the core's polygon in the CRS of the grid. Raises ValueError unless all tiles are of one grid."""
-    table = _table(tiles)
     plan = Tiles.of(tiles)
-    table["column"], table["row"] = plan.column.astype(np.int64), plan.row.astype(np.int64)
-    table["decided"] = pd.Series(plan.decided).map(DECISIONS).astype("string")
-    table["crs"] = plan.grid.crs
-    table["resolution"] = plan.grid.resolution
-    _put_table(folder, PLAN, table)
+    states = pa.array([DECISIONS.get(code) for code in range(UNDECIDED + 1)], pa.string())
+
+    def columns(part: Tiles) -> dict[str, pa.Array]:
+        return {
+            "column": pa.array(part.column, pa.int64()),
+            "row": pa.array(part.row, pa.int64()),
+            "decided": states.take(pa.array(part.decided)),
+            "crs": pa.repeat(part.grid.crs, len(part)),
+            "resolution": pa.repeat(float(part.grid.resolution), len(part)),
+        }
+
+    _put_table(folder, PLAN, plan, lambda part, _: columns(part))
 
 
 def load_plan(folder: Folder) -> Tiles:
@@ -144,10 +149,12 @@ def store_coverage(folder: Folder, tiles: Sequence[Tile]) -> None:
     told = [tile.id for tile in tiles if tile.decided is None and states[tile.id] in ("nodata", "failed")]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         reasons = dict(zip(told, pool.map(lambda tile_id: load_prediction(folder, tile_id, states[tile_id]).reason, told), strict=True))
-    table = _table(tiles)
-    table["state"] = [states[tile.id] for tile in tiles]
-    table["reason"] = [reasons.get(tile.id, "") for tile in tiles]
-    _put_table(folder, COVERAGE, table)
+    plan = Tiles.of(tiles)
+
+    def columns(part: Tiles, ids: list[str]) -> dict[str, pa.Array]:
+        return {"state": pa.array([states[each] for each in ids], pa.string()), "reason": pa.array([reasons.get(each, "") for each in ids], pa.string())}
+
+    _put_table(folder, COVERAGE, plan, lambda part, ids: columns(part, ids.to_pylist()))
 
 
 def attempts(folder: Folder, tile_id: str) -> int:
@@ -172,16 +179,51 @@ def _path(tile_id: str, state: State) -> str:
     return f"predictions/{state}/{tile_id}.arrow"
 
 
-def _table(tiles: Sequence[Tile]) -> gpd.GeoDataFrame:
-    """tile_id, size and core polygon of tiles of one grid."""
-    plan = Tiles.of(tiles)
-    r, left, top, sizes = plan.grid.resolution, plan.left, plan.top, plan.size.astype(np.int64)
-    cores = shapely.box(left * r, -(top + sizes) * r, (left + sizes) * r, -top * r)
-    return gpd.GeoDataFrame({"tile_id": [tile.id for tile in plan], "size": sizes}, geometry=cores, crs=plan.grid.crs)
+REPEATED = ("size", "decided", "crs", "resolution", "state", "reason")
+"""Columns with few values: the others are not searched for such."""
+WKB_POLYGON = np.dtype([("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("ring", "<f8", (5, 2))])
+"""A polygon of one ring of five points (OGC 06-103r4, section 8.2), little-endian."""
 
 
-def _put_table(folder: Folder, path: str, table: gpd.GeoDataFrame) -> None:
-    """GeoParquet 1.1 with a bounding box per row."""
-    data = BytesIO()
-    table.to_parquet(data, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0", row_group_size=ROWS_PER_GROUP)
-    folder.put(path, data.getvalue())
+def _put_table(folder: Folder, path: str, tiles: Tiles, columns: Callable[[Tiles, pa.Array], Mapping[str, pa.Array]]) -> None:
+    """GeoParquet 1.1 with a bounding box per row: tile_id, size, the columns that are given for a part and its tile ids, geometry of the cores. Row
+    group by row group: a plan of millions is never a table."""
+    sink = pa.BufferOutputStream()
+    writer = None
+    for first in range(0, len(tiles), ROWS_PER_GROUP):
+        part = tiles[first : first + ROWS_PER_GROUP]
+        ids = pc.binary_join_element_wise(*(pa.array(values).cast(pa.string()) for values in (part.size, part.column, part.row)), "_")
+        geometry, bbox = _cores(part)
+        table = pa.table({"tile_id": ids, "size": pa.array(part.size, pa.int64()), **columns(part, ids), "geometry": geometry, "bbox": bbox})
+        writer = writer or pq.ParquetWriter(
+            sink, table.schema.with_metadata({"geo": _geo_metadata(tiles)}), compression="zstd", use_dictionary=list(REPEATED)
+        )
+        writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
+    if writer is not None:
+        writer.close()
+    folder.put(path, sink.getvalue().to_pybytes())
+
+
+def _cores(tiles: Tiles) -> tuple[pa.Array, pa.Array]:
+    """Their polygons as WKB, and their bounds."""
+    r, left, top, size = tiles.grid.resolution, tiles.left, tiles.top, tiles.size.astype(np.int64)
+    west, south, east, north = left * r, -(top + size) * r, (left + size) * r, -top * r
+    polygons = np.zeros(len(tiles), WKB_POLYGON)
+    polygons["order"], polygons["type"], polygons["rings"], polygons["points"] = 1, 3, 1, 5
+    polygons["ring"] = np.stack([east, south, east, north, west, north, west, south, east, south], axis=-1).reshape(-1, 5, 2)
+    offsets = pa.array(np.arange(len(tiles) + 1, dtype=np.int32) * WKB_POLYGON.itemsize)
+    geometry = pa.Array.from_buffers(pa.binary(), len(tiles), [None, offsets.buffers()[1], pa.py_buffer(polygons)])
+    return geometry, pa.StructArray.from_arrays([pa.array(values) for values in (west, south, east, north)], ["xmin", "ymin", "xmax", "ymax"])
+
+
+def _geo_metadata(tiles: Tiles) -> bytes:
+    """What GeoParquet 1.1 wants to be told of the file."""
+    r, left, top, size = tiles.grid.resolution, tiles.left, tiles.top, tiles.size.astype(np.int64)
+    geometry = {
+        "encoding": "WKB",
+        "crs": CRS.from_user_input(tiles.grid.crs).to_json_dict(),
+        "geometry_types": ["Polygon"],
+        "bbox": [float(each) for each in (left.min() * r, -(top + size).max() * r, (left + size).max() * r, -top.min() * r)],
+        "covering": {"bbox": {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}},
+    }
+    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,17 +17,41 @@ from typing import TYPE_CHECKING, Any, Protocol
 import geopandas as gpd
 import numpy as np
 import shapely
+import xarray as xr
 from shapely import Geometry
 
 from geopixel import features, lease, ledger, mosaic, polygonize, publish
+from geopixel.assignment import Assignment, assign_sources
+from geopixel.cost import PlanCost, Spent, estimate_cost, square_km
 from geopixel.errors import ReadError, RunConflictError
 from geopixel.imagery import read_tile
 from geopixel.model.config import GeoPixelConfig
-from geopixel.search import find_scenes
+from geopixel.search import MAX_ITEMS, SCENES, Findings, search_catalog, store_scenes
+from geopixel.search.choice import Rule
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
-from geopixel.tiling import PlanCost, choose_grid, estimate_cost, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
-from geopixel.types import HALO, TILE_SIZES, Asset, Block, Description, Grid, Scene, Source, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.tally import tallied
+from geopixel.tiling import choose_grid, ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
+from geopixel.types import (
+    BLOCK_SIZE,
+    HALO,
+    STATUS_CODES,
+    TILE_SIZES,
+    Access,
+    Asset,
+    Block,
+    Description,
+    Grid,
+    Quality,
+    Scene,
+    Source,
+    State,
+    Tile,
+    TileImage,
+    TilePrediction,
+    TileReceipt,
+    Tiles,
+)
 
 if TYPE_CHECKING:
     from geopixel.prediction import Predictor  # loads torch: imported where a model is loaded, never by those who only read
@@ -60,9 +85,17 @@ class MapRequest:
     datetime: str | None = None
     max_cloud: float | None = None
     """Percent."""
+    filter: str | None = None
+    """CQL2, JSON or text."""
+    choose: Rule = "newest"
+    per_cell: int | None = None
+    """Scenes deep, by the rule choose; None: all."""
+    access: Access | None = None
     assets: tuple[str, ...] = ()
     bands: tuple[int, ...] = ()
     stretch: tuple[float, float] | None = None
+    profile: str | None = None
+    """TOML, see profiles.py."""
     resolution: float | None = None
     crs: str | None = None
     threshold: float = 0.5
@@ -83,12 +116,29 @@ class MapRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a plan may reach. They shape no result: a run may be resumed with others."""
+
+    allow_hosts: tuple[str, ...] = ()
+    """Where a catalog may lead: see access.Hosts."""
+    max_items: int = MAX_ITEMS
+    max_vertices: int = 1_000_000
+    """Of the area."""
+    max_tiles: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A request and what was found for it: all that any worker needs, besides the tiles."""
 
     request: MapRequest
     scenes: tuple[Scene, ...]
     grid: Grid
+
+    @property
+    def guesses(self) -> list[str]:
+        """What nobody says of the scenes' colours, and what was taken instead: one line a collection."""
+        return list(dict.fromkeys(f"{scene.collection}: {scene.guess}" for scene in self.scenes if scene.guess))
 
     @property
     def area(self) -> Geometry:
@@ -106,6 +156,8 @@ class Plan:
     run: Run
     tiles: Tiles
     cost: PlanCost
+    findings: Findings | None = None
+    """What was searched for it; None for a plan that was stored before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +167,8 @@ class Seen:
     picture: TileImage | TilePrediction
     """Or why there is none."""
     read_seconds: float
+    read_bytes: int
+    """Of the files, as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +184,10 @@ class Summary:
     """By stage, of this submission."""
     worked: int
     """Tiles that this submission looked at; the others were there already."""
+    plan: Plan
+    """What was meant, and ..."""
+    spent: Spent
+    """... what it took."""
     busy: float | None = None
     """Share 0..1 of their time that the workers with the model spent in it; None where it was not measured."""
     published: bool = True
@@ -171,7 +229,8 @@ class SerialRunner:
         from geopixel.prediction import Predictor
 
         predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
-        yield from predict_tiles(folder, predictor, (see_tile(run, tile) for tile in tiles), self.max_attempts)
+        assigned = assign_tiles(run, tiles)
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles), self.max_attempts)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
@@ -179,7 +238,7 @@ class SerialRunner:
 
 
 def map_area(
-    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False
+    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False, limits: Limits = Limits()
 ) -> Summary:
     """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
 
@@ -188,10 +247,10 @@ def map_area(
     """
     clock = {"plan": time.monotonic()}
     found = find_run(folder, request)
-    if found and (done := _finished(folder, request, found[1], retry_failed)):
+    if found and (done := _finished(folder, *found, retry_failed)):
         return done
     if found is None:
-        plan = make_plan(request, config, runner, progress)  # before anything is written: a refused request leaves no trace
+        plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
         run, tiles = _store_run(folder, plan) if found is None else found
         return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
@@ -230,25 +289,26 @@ def _work(
     finished = _publish(run, folder, tiles, states, blocks, partial(_submission, clock, receipts), progress) if published else None
     submission = _submission(clock, receipts)
     stored = folder.get_json(RUN)
-    ended = {"finished": finished} if finished else {}
-    folder.put_json(RUN, stored | ended | {"submissions": [*stored["submissions"], submission]})
-    found = finished or {"features": {}, "km2": {}}
-    return Summary(counts, found["features"], found["km2"], submission["seconds"], len(receipts), _share(receipts), published)
+    stored |= ({"finished": finished} if finished else {}) | {"submissions": [*stored["submissions"], submission]}
+    folder.put_json(RUN, stored)
+    found, spent = finished or {"features": {}, "km2": {}}, _spent(run, folder, tiles, states, stored["submissions"])
+    plan = Plan(run, tiles, PlanCost.from_json(stored["plan"]))
+    return Summary(counts, found["features"], found["km2"], submission["seconds"], len(receipts), plan, spent, _share(receipts), published)
 
 
 def _submission(clock: Mapping[str, float], receipts: Sequence[TileReceipt]) -> dict[str, Any]:
     """What this submission took until now, for run.json."""
     began = list(clock.items())
     ended = [*(begin for _, begin in began[1:]), time.monotonic()]
-    spent = {
-        "read": sum(receipt.read_seconds for receipt in receipts),
-        "predict": sum(receipt.predict_seconds for receipt in receipts),
-        "with_model": sum(receipt.worker_seconds for receipt in receipts),
-    }
     return {
         "tiles_looked_at": len(receipts),
         "seconds": {stage: round(end - begin, 3) for (stage, begin), end in zip(began, ended, strict=True)},
-        "worker_seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
+        "worker_seconds": {
+            "read": round(sum(receipt.read_seconds for receipt in receipts), 3),
+            "predict": round(sum(receipt.predict_seconds for receipt in receipts), 3),
+            "with_model": round(sum(receipt.worker_seconds for receipt in receipts), 3),
+        },
+        "read_bytes": sum(receipt.read_bytes for receipt in receipts),
         "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
     }
 
@@ -259,9 +319,10 @@ def _share(receipts: Sequence[TileReceipt]) -> float | None:
     return sum(receipt.predict_seconds for receipt in receipts if receipt.worker_seconds) / total if total else None
 
 
-def _finished(folder: Folder, request: MapRequest, tiles: Tiles, retry_failed: bool) -> Summary | None:
+def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Summary | None:
     """What a run came to of which no tile is to be looked at, if all that this request asks for is there already."""
-    if ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed):
+    states, request = ledger.read_states(folder, tiles), run.request
+    if ledger.pending(tiles, states, retry_failed=retry_failed):
         return None
     stored = folder.get_json(RUN)
     cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
@@ -270,7 +331,8 @@ def _finished(folder: Folder, request: MapRequest, tiles: Tiles, retry_failed: b
     if "finished" not in stored or stored["request"] != request.to_json() or not all(map(folder.exists, outputs)):
         return None
     finished = stored["finished"]
-    return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0)
+    plan, spent = Plan(run, tiles, PlanCost.from_json(stored["plan"])), _spent(run, folder, tiles, states, stored["submissions"])
+    return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0, plan=plan, spent=spent)
 
 
 def _reopen(folder: Folder, request: MapRequest) -> None:
@@ -350,7 +412,7 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
     it holds something else."""
     with folder.reached():
         holds_run = folder.exists(RUN)
-        strangers = [] if holds_run else [path for path in folder.list() if path != ledger.PLAN and not path.startswith(f"{lease.LEASES}/")]
+        strangers = [] if holds_run else [path for path in folder.list() if path not in (ledger.PLAN, SCENES) and not path.startswith(f"{lease.LEASES}/")]
     if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     if not holds_run:
@@ -365,9 +427,11 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
 
 def _store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
     """run.json is written last: a folder without it holds no run yet."""
+    assert plan.findings is not None, "a new plan comes from a search"
     with folder.reached():
         if folder.exists(RUN):
             raise RunConflictError(f"another driver began a run in {folder.url} meanwhile: submit again to go on with it")
+        store_scenes(folder, plan.findings)
         ledger.store_plan(folder, plan.tiles)
         folder.put_json(RUN, _run_json(plan))
     return plan.run, plan.tiles
@@ -381,22 +445,42 @@ def load_run(folder: Folder) -> Run:
     return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]))
 
 
-def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
-    """Searches, surveys and plans; writes nothing."""
+def make_plan(
+    request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress, limits: Limits = Limits()
+) -> Plan:
+    """Searches, surveys and plans; writes nothing. Raises ValueError for an area, a search or a plan beyond the limits."""
+    if (vertices := shapely.get_num_coordinates(request.area)) > limits.max_vertices:
+        raise ValueError(f"the area has {vertices:,} vertices, more than {limits.max_vertices:,}: simplify it, or raise --max-vertices")
     progress("search", 0, 1)
-    scenes = find_scenes(
+    findings = search_catalog(
         request.catalog,
         request.area,
         collection=request.collection,
         datetime=request.datetime,
         max_cloud=request.max_cloud,
+        filter=request.filter,
+        choose_by=request.choose,
+        per_cell=request.per_cell,
+        access=request.access,
+        allow_hosts=limits.allow_hosts,
+        max_items=limits.max_items,
         assets=request.assets,
         bands=request.bands,
         stretch=request.stretch,
+        profile=request.profile,
     )
+    scenes = findings.scenes
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
-    run = Run(request, tuple(scenes), grid)
+    run = Run(request, scenes, grid)
+    for guess in run.guesses:
+        logging.getLogger(__name__).warning("guessed for %s", guess)
+    smallest = run.area.area / (grid.resolution * TILE_SIZES[0]) ** 2
+    if smallest > limits.max_tiles:
+        raise ValueError(
+            f"the area is {smallest:,.0f} tiles of {TILE_SIZES[0]} pixels of {grid.resolution:g} in {grid.crs}, more than {limits.max_tiles:,}: "
+            "map a part of it, choose a coarser --resolution, or raise --max-tiles"
+        )
     progress("survey", 0, 1)
     survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)
     tiles = plan_tiles(
@@ -410,17 +494,33 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
     )
     progress("survey", 1, 1)
-    return Plan(run, tiles, _cost(run, tiles, config, runner.device))
+    return Plan(run, tiles, _cost(run, tiles, config, survey), findings)
 
 
-def see_tile(run: Run, tile: Tile) -> Seen:
-    """Reads a tile."""
+def store_dry_plan(folder: Folder, plan: Plan) -> bool:
+    """Writes the plan's tiles to plan.parquet, as a run there would, unless the folder holds a run: its own plan stays. Says whether it wrote."""
+    with folder.reached():
+        if folder.exists(RUN):
+            return False
+        ledger.store_plan(folder, plan.tiles)
+    return True
+
+
+def assign_tiles(run: Run, tiles: Sequence[Tile]) -> Assignment:
+    """The sources near each tile, by super-tile: what see_tile wants."""
+    plan = Tiles.of(tiles)
+    return assign_sources(run.scenes, run.grid, np.stack([plan.left // BLOCK_SIZE, plan.top // BLOCK_SIZE], axis=-1), BLOCK_SIZE)
+
+
+def see_tile(run: Run, tile: Tile, assigned: Assignment) -> Seen:
+    """Reads a tile. assigned: of assign_tiles, for this tile among others."""
     began = time.monotonic()
-    try:
-        picture: TileImage | TilePrediction = read_tile(tile, run.scenes)
-    except ReadError as error:
-        picture = TilePrediction(tile.id, "failed", reason=str(error))
-    return Seen(picture, time.monotonic() - began)
+    with tallied() as touched:
+        try:
+            picture: TileImage | TilePrediction = read_tile(tile, run.scenes, assigned.at(tile.left, tile.top))
+        except ReadError as error:
+            picture = TilePrediction(tile.id, "failed", reason=str(error))
+    return Seen(picture, time.monotonic() - began, sum(each.bytes for each in touched))
 
 
 def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], max_attempts: int) -> Iterator[TileReceipt]:
@@ -428,47 +528,48 @@ def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], ma
     one that ends its workers costs no other its place; begun max_attempts times it is set aside."""
     seen = iter(seen)
     while batch := list(islice(seen, predictor.batch_size)):
-        pictures: list[tuple[TileImage, float]] = []
-        fresh: list[tuple[TileImage, float]] = []
+        pictures: list[tuple[TileImage, Seen]] = []
+        fresh: list[tuple[TileImage, Seen]] = []
         for one in batch:
             if isinstance(one.picture, TilePrediction):
-                yield _keep(folder, one.picture, one.read_seconds)
+                yield _keep(folder, one.picture, one)
             else:
-                pictures.append((one.picture, one.read_seconds))
-        for picture, seconds in pictures:
+                pictures.append((one.picture, one))
+        for picture, one in pictures:
             if not ledger.attempts(folder, picture.tile.id):
-                fresh.append((picture, seconds))
+                fresh.append((picture, one))
             elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
-                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), seconds)
+                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
             else:
-                yield from _predict(folder, predictor, [(picture, seconds)])
+                yield from _predict(folder, predictor, [(picture, one)])
         for picture, _ in fresh:
             ledger.begin_attempt(folder, picture.tile.id)
         if fresh:
             yield from _predict(folder, predictor, fresh)
 
 
-def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, float]]) -> Iterator[TileReceipt]:
+def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, Seen]]) -> Iterator[TileReceipt]:
     """Predicts and stores tiles whose attempt has begun. One that does not fit the context or the memory is a hole, not the end of the run."""
     began = time.monotonic()
     try:
         predictions = predictor.predict([picture for picture, _ in pictures])
     except (ValueError, RuntimeError) as error:
         if len(pictures) > 1:
-            for one in pictures:
-                yield from _predict(folder, predictor, [one])
+            for pair in pictures:
+                yield from _predict(folder, predictor, [pair])
             return
         predictions = [TilePrediction(pictures[0][0].tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")]
     each = (time.monotonic() - began) / len(pictures)
-    for prediction, (_, seconds) in zip(predictions, pictures, strict=True):
-        yield _keep(folder, prediction, seconds, each, predictor.backend)
+    for prediction, (_, one) in zip(predictions, pictures, strict=True):
+        yield _keep(folder, prediction, one, each, predictor.backend)
 
 
-def _keep(folder: Folder, prediction: TilePrediction, read_seconds: float, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
+def _keep(folder: Folder, prediction: TilePrediction, seen: Seen, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
     """Stored before it counts."""
     ledger.store_prediction(folder, prediction)
     ledger.end_attempts(folder, prediction.tile_id)
-    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, read_seconds, predict_seconds, backend=backend)
+    times = {"read_seconds": seen.read_seconds, "predict_seconds": predict_seconds}
+    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, **times, read_bytes=seen.read_bytes, backend=backend)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
@@ -510,17 +611,32 @@ def tile_flops(config: GeoPixelConfig, prompts: int) -> dict[int, float]:
     return {size: config.flops(edge, edge, prompts) for size, edge in edges.items() if config.fits(edge, edge)}
 
 
-def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, device: str) -> PlanCost:
+def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, survey: xr.Dataset) -> PlanCost:
     prompts = len(run.request.prompts)
-    flops = tile_flops(config, prompts)
-    sizes, counts = np.unique(tiles.size[tiles.to_read], return_counts=True)
-    mean = float(np.average([flops[size] for size in sizes.tolist()], weights=counts)) if len(sizes) else 0.0
     return estimate_cost(
         tiles,
         prompts,
-        seconds_per_tile=mean / FLOPS_PER_SECOND[device],
+        survey,
+        flops=tile_flops(config, prompts),
+        rates=FLOPS_PER_SECOND,
         ground_sample_distance=_ground_sample_distance(run),
         mask_size=config.grounding.mask_size,
+    )
+
+
+def _spent(run: Run, folder: Folder, tiles: Tiles, states: Mapping[str, State], submissions: Sequence[Mapping[str, Any]]) -> Spent:
+    """What the submissions of a run came to, by what is stored."""
+    metres = _ground_sample_distance(run)
+    codes = np.array([STATUS_CODES[states[tile.id]] for tile in tiles], np.uint8)
+    seen = tiles[tiles.to_read & (codes != STATUS_CODES["failed"])]
+    silent: tuple[State, ...] = ("outside", "nodata", "cloud", "failed")
+    return Spent(
+        sizes=dict(zip(*(values.tolist() for values in np.unique(seen.size, return_counts=True)), strict=True)),
+        km2=square_km(seen, metres),
+        not_seen_km2={state: square_km(tiles[codes == STATUS_CODES[state]], metres) for state in silent if (codes == STATUS_CODES[state]).any()},
+        read_bytes=sum(submission["read_bytes"] for submission in submissions),
+        model_hours=sum(submission["worker_seconds"]["predict"] for submission in submissions) / 3600,
+        output_bytes=folder.size(),
     )
 
 
@@ -530,6 +646,7 @@ def _run_json(plan: Plan) -> dict[str, Any]:
         "grid": asdict(plan.run.grid),
         "scenes": [scene_to_json(scene) for scene in plan.run.scenes],
         "plan": asdict(plan.cost),
+        "guesses": plan.run.guesses,
         "versions": {name: version(name) for name in ("geopixel-ray", "ray", "torch", "transformers", "rasterio", "zarr")},
         "submissions": [],
     }
@@ -537,17 +654,23 @@ def _run_json(plan: Plan) -> dict[str, Any]:
 
 def scene_to_json(scene: Scene) -> dict[str, Any]:
     sources = [asdict(replace(source, footprint=None)) | {"footprint": source.footprint.wkt} for source in scene.sources]  # type: ignore[arg-type]
-    return {"collection": scene.collection, "day": scene.day, "stretch": scene.stretch, "sources": sources}
+    return {"collection": scene.collection, "day": scene.day, "stretch": scene.stretch, "guess": scene.guess, "sources": sources}
 
 
 def scene_from_json(values: Mapping[str, Any]) -> Scene:
     """Inverse of scene_to_json."""
     sources = []
     for source in values["sources"]:
-        assets = tuple(Asset(asset["href"], tuple(asset["bands"]), asset["nodata"]) for asset in source["assets"])
-        sources.append(Source(**source | {"assets": assets, "footprint": shapely.from_wkt(source["footprint"])}))
+        assets, quality = tuple(map(_asset_from_json, source["assets"])), source["quality"]
+        if quality is not None:
+            quality = Quality(_asset_from_json(quality["asset"]), tuple(quality["values"]), tuple(quality["bits"]))
+        sources.append(Source(**source | {"assets": assets, "quality": quality, "footprint": shapely.from_wkt(source["footprint"])}))
     stretch = values["stretch"]
-    return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]))
+    return Scene(values["collection"], values["day"], tuple(sources), None if stretch is None else (stretch[0], stretch[1]), values["guess"])
+
+
+def _asset_from_json(values: Mapping[str, Any]) -> Asset:
+    return Asset(**{**values, "bands": tuple(values["bands"])})
 
 
 def _short(value: Any) -> str:

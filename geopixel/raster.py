@@ -1,14 +1,17 @@
-"""Scenes onto a GeoBox as 8-bit colours and a mask, whatever their files look like: any CRS, pixel type, band order, nodata value,
-mask, alpha band, colour map or ground control points. Knows files and grids; nothing of catalogs, tiles or models."""
+"""Scenes onto a GeoBox as 8-bit colours and the item of every pixel, whatever their files look like: any CRS, pixel type, band order, nodata
+value, mask, alpha band, colour map or ground control points; clouds are left out. Knows files and grids; nothing of catalogs, tiles or models."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from math import hypot, sqrt
+from itertools import groupby
+from math import hypot, prod, sqrt
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -16,27 +19,32 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # GDAL's own errors have no public name
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import from_gcps
+from rasterio.transform import GCPTransformer, from_gcps
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform
+from rasterio.warp import reproject, transform
+from rasterio.windows import Window
 
+from geopixel import access
 from geopixel.errors import ReadError
-from geopixel.types import CLOUDED, NO_SCENE, Asset, Scene, Source
+from geopixel.tally import level_factor, note
+from geopixel.types import CLOUDED, NO_SCENE, Asset, Quality, Scene, Source
 
-REMOTE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # do not list the bucket in search of sidecar files
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-}
-"""GDAL settings for COGs behind HTTP; the meanings stand in https://gdal.org/en/stable/user/configoptions.html."""
+CACHE_BYTES = 64 * 2**20
+"""Of decoded blocks that GDAL keeps for a process; its own default grows with the machine."""
+STRIP_PIXELS = 2**22
+"""Of a GeoBox that are read together, and ..."""
+SOURCE_BYTES = 64 * 2**20
+"""... raw pixels of a file that are warped together: with the cache and a block of the file, the memory of a read (see read_memory)."""
+MAX_HANDLES = 16
+"""Open files of a thread."""
+MAX_BLOCK_BYTES = 256 * 2**20
+"""Decoded; a file whose blocks are larger, one compressed strip of a huge image, say, is refused."""
 
 DOWNSAMPLED = 1.5
 """Source pixels along the edge of a GeoBox pixel from which on colours are averages; below, they are interpolated."""
@@ -59,45 +67,118 @@ def read_scenes(scenes: Sequence[Scene], geobox: GeoBox) -> tuple[np.ndarray, np
     return rgb, origin < CLOUDED
 
 
-def read_origins(scenes: Sequence[Scene], geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the scenes on geobox, and where they are from: the first valid pixel wins, scene by scene, source by source.
+def read_origins(scenes: Sequence[Scene], geobox: GeoBox, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of the scenes on geobox, and where they are from: the first clear pixel wins, scene by scene, source by source.
 
     Returns rgb (height, width, 3) uint8, 0 where not valid, and origin (height, width) uint16, the index of the pixel's source, counted
-    through the sources of all scenes in order; NO_SCENE where none has a valid pixel.
+    through the sources of all scenes in order; NO_SCENE where none has a valid pixel, CLOUDED where all that have one call it cloud or shadow.
     On the raster's own grid the pixels are the file's; on another they are bilinear, and valid is that of the nearest source
     pixel; on a grid more than DOWNSAMPLED times coarser they are averages of the valid source pixels (of the overview that fits),
-    and valid where there is one. Raw values are stretched linearly, Scene.stretch -> 0..255, half up.
+    and valid where there is one. Raw values are stretched linearly, Scene.stretch -> 0..255, half up. Clouds are those of the nearest pixel.
+    among: (k,) indexes of the only sources that may have pixels there, ascending, where that is known (see assignment); None: all.
 
     Safe in threads: every call opens its own handles. Files whose footprint is elsewhere, or under ground already seen, stay closed.
-    Raises ReadError, naming the file and why, for one that cannot be opened, read, placed on Earth or shown in 8 bits.
+    Takes at most read_memory(geobox) bytes. Raises ReadError, naming the file and why, for one that cannot be opened, read, placed on Earth
+    or shown in 8 bits.
     """
     rgb = np.zeros((*geobox.shape, 3), np.uint8)
     origin = np.full(geobox.shape, NO_SCENE, np.uint16)
-    index = {id(source): index for index, source in enumerate(source for scene in scenes for source in scene.sources)}
-    for scene in scenes_near(scenes, geobox):
-        for source in scene.sources:
-            missing = origin == NO_SCENE
-            if not missing.any():
-                return rgb, origin
-            colours, seen = _read_source(source, geobox, scene)
-            new = seen & missing
-            rgb[new] = colours[new]
-            origin[new] = index[id(source)]
+    extent = _extent(geobox)
+    near = [(index, scene, source) for index, scene, source in _indexed(scenes, among) if _touches(source.footprint, extent)]
+    height, width = geobox.shape
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows) if near else ():
+        strip = slice(top, min(top + rows, height))
+        _fill(near, geobox[strip, :], rgb[strip], origin[strip])
     return rgb, origin
+
+
+def _indexed(scenes: Sequence[Scene], among: np.ndarray | None) -> Iterator[tuple[int, Scene, Source]]:
+    """The sources, or those among, with their index and scene."""
+    if among is None:
+        yield from enumerate_sources(scenes)
+        return
+    first = np.cumsum([0] + [len(scene.sources) for scene in scenes])
+    for index, at in zip(among.tolist(), (np.searchsorted(first, among, side="right") - 1).tolist(), strict=True):
+        yield index, scenes[at], scenes[at].sources[index - first[at]]
+
+
+def only(scenes: Sequence[Scene], among: np.ndarray) -> list[Scene]:
+    """The scenes with the sources of these ascending indexes, in the same order; scenes without any are left out."""
+    groups = groupby(_indexed(scenes, among), key=lambda each: id(each[1]))
+    parts = [list(group) for _, group in groups]
+    return [replace(part[0][1], sources=tuple(source for _, _, source in part)) for part in parts]
+
+
+def enumerate_sources(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, Source]]:
+    """Every source with its index, as read_origins counts them, and its scene."""
+    index = 0
+    for scene in scenes:
+        for source in scene.sources:
+            yield index, scene, source
+            index += 1
+
+
+def _fill(near: Sequence[tuple[int, Scene, Source]], geobox: GeoBox, rgb: np.ndarray, origin: np.ndarray) -> None:
+    """Reads sources into the pixels of rgb and origin (see read_origins) that still miss one, until none does."""
+    for index, scene, source in near:
+        missing = origin >= CLOUDED
+        if not missing.any():
+            return
+        colours, seen = _read_source(source, geobox, scene)
+        seen &= missing
+        if source.quality is not None and seen.any():
+            hidden = seen & _read_clouds(source.quality, geobox)
+            origin[hidden] = CLOUDED
+            seen &= ~hidden
+        whole = bool(seen.all())
+        for channel, colour in enumerate(colours):
+            if whole:
+                rgb[..., channel] = colour
+            else:
+                rgb[..., channel] += colour * seen  # 0 so far; a quarter of the time of rgb[seen] = ...
+        np.putmask(origin, seen, index)
+
+
+def read_memory(geobox: GeoBox) -> int:
+    """Bytes that read_origins takes at most, whatever the files are: the result and its strips, GDAL's cache, what is warped together, a block."""
+    height, width = geobox.shape
+    pixels = height * width
+    strip = min(pixels, max(STRIP_PIXELS, width))
+    # Of a strip at once: up to four raw bands of 8 bytes, their copy, colours, masks.
+    return pixels * 5 + strip * 80 + CACHE_BYTES + 2 * SOURCE_BYTES + MAX_BLOCK_BYTES
 
 
 def scenes_near(scenes: Sequence[Scene], geobox: GeoBox) -> list[Scene]:
     """The scenes with the sources that may have pixels on geobox, in the same order; scenes without any are left out."""
-    extent = geobox.geographic_extent.geom
-    size = _diagonal(extent)
-    near = [replace(scene, sources=tuple(source for source in scene.sources if _touches(source.footprint, extent, size))) for scene in scenes]
+    extent = _extent(geobox)
+    near = [replace(scene, sources=tuple(source for source in scene.sources if _touches(source.footprint, extent))) for scene in scenes]
     return [scene for scene in near if scene.sources]
 
 
-def _touches(footprint: shapely.Geometry, extent: shapely.Geometry, size: float) -> bool:
+def _extent(geobox: GeoBox) -> shapely.Geometry | None:
+    """The ground of geobox in EPSG:4326, its edges in 8 parts; None where that cannot say where it is."""
+    along = np.linspace(0, 1, 9)[:-1]
+    across, down = np.concatenate([along, np.ones(8), 1 - along, np.zeros(8)]), np.concatenate([np.zeros(8), along, np.ones(8), 1 - along])
+    x, y = _places(geobox, across, down)
+    try:
+        lonlat = np.array(transform(str(geobox.crs), "EPSG:4326", x, y)).T
+    except CPLE_BaseError:
+        return None
+    return shapely.polygons(lonlat) if np.isfinite(lonlat).all() else None
+
+
+def _places(geobox: GeoBox, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in its CRS of places in geobox, given as shares of its width and height."""
+    a, b, c, d, e, f = geobox.transform[:6]
+    columns, rows = across * geobox.shape[1], down * geobox.shape[0]
+    return a * columns + b * rows + c, d * columns + e * rows + f
+
+
+def _touches(footprint: shapely.Geometry, extent: shapely.Geometry | None) -> bool:
     # The edges of a footprint are straight in degrees, those of its raster in its CRS: they part by up to 1 % of their length
     # (an edge of 110 km at 75 degrees north sags 0.9 km).
-    return bool(shapely.dwithin(footprint, extent, 0.01 * max(size, _diagonal(footprint))))
+    return extent is None or bool(shapely.dwithin(footprint, extent, 0.01 * max(_diagonal(extent), _diagonal(footprint))))
 
 
 def _diagonal(geometry: shapely.Geometry) -> float:
@@ -105,8 +186,8 @@ def _diagonal(geometry: shapely.Geometry) -> float:
     return hypot(east - west, north - south)
 
 
-def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """(height, width, 3) uint8 and (height, width) bool: valid where every asset is."""
+def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[list[np.ndarray], np.ndarray]:
+    """Red, green, blue, (height, width) uint8 each, and (height, width) bool: valid where every asset is."""
     bands: list[np.ndarray] = []
     valid = np.ones(geobox.shape, np.bool_)
     for asset in source.assets:
@@ -115,27 +196,52 @@ def _read_source(source: Source, geobox: GeoBox, scene: Scene) -> tuple[np.ndarr
         valid &= seen
     if len(bands) not in (1, 3):
         raise ReadError(f"cannot read item {source.item}: its files give {len(bands)} bands, 1 or 3 are needed")
-    return np.stack(bands * 3 if len(bands) == 1 else bands, axis=-1), valid
+    return bands * (3 // len(bands)), valid
 
 
-def _eight_bit(pixels: np.ndarray, scene: Scene, asset: Asset) -> np.ndarray:
-    """Raw pixels, any shape and type, as uint8: 0 at stretch[0] and below, 255 at stretch[1] and above, rounded half up."""
+def _read_clouds(quality: Quality, geobox: GeoBox) -> np.ndarray:
+    """(height, width) bool: what the nearest pixel of the quality band calls cloud or shadow; False beyond its file."""
+    values, inside = _read_classes(quality.asset, geobox)
+    values = values.astype(np.int64)
+    hidden = np.isin(values, quality.values) | (values & sum(1 << bit for bit in quality.bits) != 0)
+    return hidden & inside
+
+
+def _eight_bit(pixels: np.ndarray, scene: Scene, asset: Asset) -> list[np.ndarray]:
+    """Raw bands, any shape and type, as uint8: 0 at stretch[0] and below, 255 at stretch[1] and above, rounded half up."""
     if scene.stretch is None:
         if pixels.dtype != np.uint8:
             raise ReadError(f"cannot show {asset.href}: collection {scene.collection} holds {pixels.dtype} pixels and no stretch is known: set stretch")
-        return pixels
-    low, high = scene.stretch
-    shown = (np.nan_to_num(pixels.astype(np.float64)) - low) * 255.0 / (high - low)  # in this order a half is exactly a half
-    return np.floor(np.clip(shown, 0.0, 255.0) + 0.5).astype(np.uint8)
+        return list(pixels)
+    if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
+        return [_stretched(band, *scene.stretch) for band in pixels]
+    limits = np.iinfo(pixels.dtype)
+    table = _stretched(np.arange(limits.min, limits.max + 1), *scene.stretch)
+    return [table[band.astype(np.int32) - limits.min] for band in pixels]
 
 
+def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    shown = np.nan_to_num(values.astype(np.float64))
+    shown -= low
+    shown *= 255.0
+    shown /= high - low  # in this order a half is exactly a half
+    return np.floor(np.clip(shown, 0.0, 255.0, out=shown) + 0.5).astype(np.uint8)
+
+
+@access.signs_again
+def _read_classes(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
+    """(height, width) values of the nearest pixels, whatever the file calls missing, and (height, width) bool: inside the file."""
+    with _opened(asset, geobox) as (dataset, _):
+        (values,), inside = _read_bands(dataset, geobox, _present_bands(asset, dataset), {"src_nodata": None, "add_alpha": True}, nearest=True)
+    return values, inside
+
+
+@access.signs_again
 def _read_asset(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     """Raw pixels (bands, height, width) and valid (height, width) bool."""
     with _opened(asset, geobox) as (dataset, palette):
         bands = _present_bands(asset, dataset)
-        *pixels, alpha = _warped(dataset, geobox, bands, asset.nodata, nearest=palette is not None)
-    values = np.stack(pixels)
-    valid = alpha > 0
+        values, valid = _read_bands(dataset, geobox, bands, _missing(dataset, asset.nodata), nearest=palette is not None)
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
     if palette is not None:
@@ -143,43 +249,57 @@ def _read_asset(asset: Asset, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     return values, valid
 
 
+class _Handles(threading.local):
+    """Files that this thread has open, the last few: neighbouring tiles share blocks, which GDAL keeps decoded as long as their file is open. A
+    handle is never shared between threads: that gives wrong pixels."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[str, Any, int | None], DatasetReader] = OrderedDict()
+
+    def opened(self, href: str, level: int | None = None) -> DatasetReader:
+        """The file as it is now, at an overview or at its full resolution."""
+        status = None if "://" in href or href.startswith("/vsi") else Path(href).stat()
+        key = (href, status and (status.st_mtime_ns, status.st_size), level)
+        if key not in self.kept:
+            self.kept[key] = access.open_raster(href) if level is None else access.open_raster(href, overview_level=level)
+            if len(self.kept) > MAX_HANDLES:
+                self.kept.popitem(last=False)[1].close()
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+    def close(self, href: str) -> None:
+        for key in [key for key in self.kept if key[0] == href]:
+            self.kept.pop(key).close()
+
+
+_HANDLES = _Handles()
+
+
 @contextmanager
 def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.ndarray | None]]:
     """The asset at the overview that suits geobox, and its colour map (values, 3) uint8 if it has one. Failures inside become ReadError."""
     href = asset.href
     try:
-        with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**(REMOTE_OPTIONS if _is_remote(href) else {})))
-            href = _signed(href)
-            dataset = stack.enter_context(rasterio.open(href))
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, **access.read_options(asset)):
+            href = access.signed(asset)
+            dataset = _HANDLES.opened(href)
             if dataset.crs is None and not dataset.gcps[0]:
                 raise ReadError(f"cannot read {asset.href}: it has no coordinate reference system")
+            if prod(dataset.block_shapes[0]) * dataset.count * np.dtype(dataset.dtypes[0]).itemsize > MAX_BLOCK_BYTES:
+                raise ReadError(f"cannot read {asset.href}: its blocks of {dataset.block_shapes[0]} pixels do not fit into memory")
             palette = _palette(dataset)
-            level = _overview_level(dataset, _shrinkage(dataset, geobox))
-            if level is not None:
-                dataset = stack.enter_context(rasterio.open(href, overview_level=level))
-            if dataset.crs is None:
-                # Ground control points: GDAL places them on a grid of its own choice only, so that grid is warped once more.
-                dataset = stack.enter_context(WarpedVRT(dataset, crs=dataset.gcps[1], **_missing(dataset, asset.nodata), **WARP_OPTIONS))
+            factors, shrinkage = (1, *dataset.overviews(1)), _shrinkage(dataset, geobox)
+            level = factors.index(level_factor(factors, shrinkage))
+            if level:
+                dataset = _HANDLES.opened(href, level - 1)
+            note(dataset, geobox, asset.bands, shrinkage, factors)
             yield dataset, palette
     except (RasterioError, CPLE_BaseError, OSError, CRSError) as error:
+        _HANDLES.close(href)
         while error.__cause__ is not None:  # rasterio wraps GDAL's reason in a general one
             error = error.__cause__
         reason = " ".join(str(error).split()).replace(href, asset.href)  # a signed address is a secret
         raise ReadError(f"cannot read {asset.href}: {reason}") from error
-
-
-def _is_remote(href: str) -> bool:
-    return urlsplit(href).scheme in ("http", "https", "s3", "gs", "az")
-
-
-def _signed(href: str) -> str:
-    """The address to open. The Planetary Computer's blobs want a token that lives for minutes: it is asked for here, not when searching."""
-    if not (urlsplit(href).hostname or "").endswith(".blob.core.windows.net"):
-        return href
-    import planetary_computer  # loads pydantic, requests and more: only where it is needed
-
-    return planetary_computer.sign_url(href)
 
 
 def _present_bands(asset: Asset, dataset: DatasetReader) -> list[int]:
@@ -221,12 +341,6 @@ def _shrinkage(dataset: DatasetReader, geobox: GeoBox) -> float:
     return sqrt(abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)))
 
 
-def _overview_level(dataset: DatasetReader, shrinkage: float) -> int | None:
-    """The coarsest overview that is still as fine as the GeoBox; None: the full resolution."""
-    fine = [level for level, factor in enumerate(dataset.overviews(1)) if factor <= shrinkage * 1.001]
-    return fine[-1] if fine else None
-
-
 def _missing(dataset: DatasetReader, declared: float | None) -> dict[str, Any]:
     """How a warp shall know missing pixels: by the file's alpha band or mask, else by the catalog's nodata value, else by the file's own, else NaN."""
     if ColorInterp.alpha in dataset.colorinterp:
@@ -241,24 +355,118 @@ def _missing(dataset: DatasetReader, declared: float | None) -> dict[str, Any]:
     return {"src_nodata": nodata, "add_alpha": True}
 
 
-def _warped(dataset: DatasetReader, geobox: GeoBox, bands: list[int], nodata: float | None, *, nearest: bool) -> np.ndarray:
-    """(bands + 1, height, width) in the file's type; the last is alpha, above 0 where valid."""
+def _read_bands(dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], *, nearest: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Raw pixels (bands, height, width) and valid (height, width) bool. missing: of _missing."""
+    place = _same_grid(dataset, geobox)
+    if place is not None:
+        return _cropped(dataset, geobox, bands, missing, *place)
+    shrinkage = _shrinkage(dataset, geobox)
+    resampling = Resampling.nearest if nearest else Resampling.average if shrinkage > DOWNSAMPLED else Resampling.bilinear
     height, width = geobox.shape
-    if nearest or _same_grid(dataset, geobox):
-        resampling = Resampling.nearest
-    else:
-        resampling = Resampling.average if _shrinkage(dataset, geobox) > DOWNSAMPLED else Resampling.bilinear
-    grid: dict[str, Any] = {"crs": str(geobox.crs), "transform": Affine(*geobox.transform[:6]), "width": width, "height": height}
-    with WarpedVRT(dataset, resampling=resampling, **grid, **_missing(dataset, nodata), **WARP_OPTIONS) as warped:
-        return warped.read([*bands, warped.colorinterp.index(ColorInterp.alpha) + 1])
+    values = np.empty((len(bands), height, width), dataset.dtypes[0])
+    valid = np.empty((height, width), np.bool_)
+    # GDAL warps all of what it is asked for at once: asked for less, it takes less memory.
+    budget = SOURCE_BYTES / (dataset.count * values.itemsize * max(shrinkage, 1) ** 2)
+    columns = min(width, max(1, int(budget)))
+    rows = min(height, max(1, int(budget / columns)))
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            part = np.s_[top : min(top + rows, height), left : min(left + columns, width)]
+            warp = _warped if dataset.crs else _warped_by_points
+            values[:, *part], valid[part] = warp(dataset, geobox[part], bands, missing, resampling)
+    return values, valid
 
 
-def _same_grid(dataset: DatasetReader, geobox: GeoBox) -> bool:
-    """Whether every pixel of geobox is a pixel of the file, to a hundredth of a pixel."""
+def _grid(geobox: GeoBox) -> dict[str, Any]:
+    return {"crs": str(geobox.crs), "transform": Affine(*geobox.transform[:6]), "width": geobox.shape[1], "height": geobox.shape[0]}
+
+
+def _warped(
+    dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_bands."""
+    with WarpedVRT(dataset, resampling=resampling, **_grid(geobox), **missing, **WARP_OPTIONS) as warped:
+        *pixels, alpha = warped.read([*bands, warped.colorinterp.index(ColorInterp.alpha) + 1])
+    return np.stack(pixels), alpha > 0
+
+
+def _warped_by_points(
+    dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_bands, for a file that only ground control points place. WarpedVRT puts it on a grid of GDAL's choice; so what lies on geobox is
+    read and warped as an array, once."""
+    points, crs = dataset.gcps
+    values, valid = np.full((len(bands), *geobox.shape), np.nan), np.zeros(geobox.shape, np.uint8)
+    along = np.linspace(0, 1, 9)
+    x, y = _places(geobox, *(values.ravel() for values in np.meshgrid(along, along)))
+    with GCPTransformer(points) as place:
+        rows, columns = place.rowcol(*transform(str(geobox.crs), crs, x, y), op=float)
+    margin = 3 * max(1.0, _shrinkage(dataset, geobox))
+    top, bottom = int(max(min(rows) - margin, 0)), int(min(max(rows) + margin, dataset.height))
+    left, right = int(max(min(columns) - margin, 0)), int(min(max(columns) + margin, dataset.width))
+    if top < bottom and left < right:
+        window = Window(left, top, right - left, bottom - top)
+        pixels = dataset.read(bands, window=window)
+        seen = _seen(dataset, window, pixels, bands, missing)
+        moved = [GroundControlPoint(point.row - top, point.col - left, point.x, point.y) for point in points]
+        grid = _grid(geobox)
+        options = {"gcps": moved, "src_crs": crs, "dst_crs": grid["crs"], "dst_transform": grid["transform"], **WARP_OPTIONS}
+        reproject(np.where(seen, pixels, np.nan), values, src_nodata=np.nan, dst_nodata=np.nan, resampling=resampling, **options)
+        reproject(seen.astype(np.uint8), valid, resampling=Resampling.nearest, **options)
+    dtype = np.dtype(dataset.dtypes[0])
+    known = np.asarray(np.isfinite(values).all(axis=0))
+    if resampling != Resampling.average:
+        known &= valid > 0
+    if dtype.kind in "iu":
+        values = np.floor(np.nan_to_num(values) + 0.5)
+    return values.astype(dtype), known
+
+
+def _cropped(
+    dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], left: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As _read_bands, where the first pixel of geobox is the pixel (left, top) of the file: nothing to warp."""
+    height, width = geobox.shape
+    column0, column1 = max(left, 0), min(left + width, dataset.width)
+    row0, row1 = max(top, 0), min(top + height, dataset.height)
+    if column0 >= column1 or row0 >= row1:
+        return np.zeros((len(bands), height, width), dataset.dtypes[0]), np.zeros((height, width), np.bool_)
+    window = Window(column0, row0, column1 - column0, row1 - row0)
+    pixels = dataset.read(bands, window=window)
+    seen = _seen(dataset, window, pixels, bands, missing)
+    if seen.shape == (height, width):
+        return pixels, seen
+    around = (row0 - top, top + height - row1), (column0 - left, left + width - column1)
+    return np.pad(pixels, ((0, 0), *around)), np.pad(seen, around)
+
+
+def _seen(dataset: DatasetReader, window: Window, pixels: np.ndarray, bands: list[int], missing: dict[str, Any]) -> np.ndarray:
+    """(height, width) bool: what a warp takes for data in this window, of which pixels are the bands."""
+    if ColorInterp.alpha in dataset.colorinterp:
+        return dataset.read(dataset.colorinterp.index(ColorInterp.alpha) + 1, window=window) > 0
+    if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
+        return dataset.read_masks(1, window=window) > 0
+    nodata = missing["src_nodata"]
+    if nodata is None:
+        return np.ones(pixels.shape[1:], np.bool_)
+
+    def is_missing(values: np.ndarray) -> np.ndarray:
+        return (np.isnan(values) if np.isnan(nodata) else values == np.array(nodata, values.dtype)).all(axis=0)
+
+    lost = is_missing(pixels)
+    others = [band for band in dataset.indexes if band not in bands]
+    if others and lost.any():
+        lost &= is_missing(dataset.read(others, window=window))
+    return ~lost
+
+
+def _same_grid(dataset: DatasetReader, geobox: GeoBox) -> tuple[int, int] | None:
+    """Column and row of the file's pixel that is the first of geobox, if every pixel of geobox is one of the file, to a hundredth of a pixel; else None."""
     if dataset.crs != CRS.from_user_input(str(geobox.crs)):
-        return False
+        return None
     to_pixel = ~dataset.transform @ Affine(*geobox.transform[:6])
     height, width = geobox.shape
     right, down = round(to_pixel.c), round(to_pixel.f)
     corners = [(0, 0), (width, 0), (0, height), (width, height)]
-    return all(hypot(x - column - right, y - row - down) < 0.01 for column, row in corners for x, y in [to_pixel @ (column, row)])
+    same = all(hypot(x - column - right, y - row - down) < 0.01 for column, row in corners for x, y in [to_pixel @ (column, row)])
+    return (right, down) if same else None

@@ -95,11 +95,11 @@ class Folder:
             return []
         return sorted(entry["path"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 
-    def size(self, prefix: str) -> int:
+    def size(self, prefix: str = "") -> int:
         """Bytes of all files whose path starts with the folder prefix."""
         if self.is_local and not Path(self.url).is_dir():
             return 0
-        return sum(entry["size"] for page in obstore.list(self.open(), prefix=prefix) for entry in page)
+        return sum(entry["size"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 
     def put_json(self, path: str, value: Any) -> None:
         self.put(path, _json(value))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +16,7 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 from shapely import Geometry
 
-from geopixel.types import DECISIONS, HALO, STATUS_CODES, TILE_SIZES, UNDECIDED, Grid, Scene, Source, State, Tile, Tiles
+from geopixel.types import HALO, STATUS_CODES, TILE_SIZES, UNDECIDED, Grid, Scene, Source, Tiles
 
 CELL_SIZE = TILE_SIZES[0]
 """Pixels along an edge of a survey cell: the smallest tile."""
@@ -357,46 +356,3 @@ def _pyramid(cells: np.ndarray, fold: np.ufunc) -> list[np.ndarray]:
     for _ in TILE_SIZES[1:]:
         levels.append(fold.reduce(levels[-1].reshape(-1, 4), axis=1))
     return levels[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanCost:
-    """What a plan will cost, known before it runs."""
-
-    decided: dict[State, int]
-    """Tiles that are never read, by the state that the plan gave them."""
-    sizes: dict[int, int]
-    """Tiles to read, by size."""
-    megapixels: float
-    """To read, cores and halos."""
-    model_seconds: float
-    """On one device."""
-    stored_bytes: int
-    """Of mask logits, before compression and if every tile holds something."""
-    km2: float
-    """Ground in the cores of the tiles to read."""
-
-    @property
-    def to_read(self) -> int:
-        return sum(self.sizes.values())
-
-
-def estimate_cost(tiles: Sequence[Tile], prompts: int, *, seconds_per_tile: float, ground_sample_distance: float, mask_size: int = 256) -> PlanCost:
-    """What reading and predicting the tiles costs; seconds_per_tile: of the model, for all prompts; ground_sample_distance: metres per pixel."""
-    plan = Tiles.of(tiles)
-    sizes = dict(zip(*(values.tolist() for values in np.unique(plan.size[plan.to_read], return_counts=True)), strict=True))
-    decided = {state: int((plan.decided == code).sum()) for code, state in DECISIONS.items() if state is not None}
-    to_read = sum(sizes.values())
-    return PlanCost(
-        decided={state: count for state, count in sorted(decided.items()) if count},
-        sizes=sizes,
-        megapixels=sum(count * (size + 2 * HALO) ** 2 for size, count in sizes.items()) / 1e6,
-        model_seconds=to_read * seconds_per_tile,
-        stored_bytes=to_read * prompts * mask_size**2,
-        km2=sum(count * size**2 for size, count in sizes.items()) * ground_sample_distance**2 / 1e6,
-    )
-
-
-def image_bytes(size: int) -> int:
-    """Bytes of a tile image of this size: red, green, blue and valid, a byte each, over core and halo."""
-    return (size + 2 * HALO) ** 2 * 4

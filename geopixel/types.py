@@ -33,6 +33,10 @@ BLOCK_SIZE = 4096
 NO_SCENE, CLOUDED = 65535, 65534
 """In a plane of scenes: no item has data here; the items that have some show only cloud or its shadow. Smaller values are indexes."""
 
+Access = Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"]
+"""What opens a file: nothing, a signature of the Planetary Computer, an object store asked without credentials or at the reader's
+expense, a token from the environment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asset:
@@ -43,10 +47,30 @@ class Asset:
     """1-based band indexes in the order wanted."""
     nodata: float | None = None
     """Value that the catalog says is missing data; None: whatever the file itself says."""
+    access: Access = "plain"
+    """How it is opened; href itself is never signed."""
 
     def __post_init__(self) -> None:
         if not self.bands or min(self.bands) < 1:
             raise ValueError(f"bands must be 1-based and at least one, got {self.bands} for {self.href}")
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The band of an item that says where clouds or their shadows are, and how: by whole values (SCL) or by bits (QA_PIXEL)."""
+
+    asset: Asset
+    """One band of integers."""
+    values: tuple[int, ...] = ()
+    """Values that mean cloud or shadow."""
+    bits: tuple[int, ...] = ()
+    """Bits, 0 the lowest, each of which means cloud or shadow where it is set."""
+
+    def __post_init__(self) -> None:
+        if len(self.asset.bands) != 1:
+            raise ValueError(f"a quality asset has one band, got {self.asset.bands} for {self.asset.href}")
+        if not (self.values or self.bits) or not all(0 <= bit < 32 for bit in self.bits):
+            raise ValueError(f"quality needs values, or bits from 0 to 31, that mean cloud, got values {self.values}, bits {self.bits} for {self.asset.href}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +88,11 @@ class Source:
     gsd: float | None = None
     """Ground sample distance in metres; None where the item does not say."""
     href: str | None = None
-    """Where the item itself is; None where its catalog does not say."""
+    """Where the catalog has the item, None where it does not say."""
+    cloud_cover: float | None = None
+    """Percent; None where the item does not say."""
+    quality: Quality | None = None
+    """Where its clouds are; None: nobody says."""
 
     def __post_init__(self) -> None:
         count = sum(len(asset.bands) for asset in self.assets)
@@ -82,6 +110,8 @@ class Scene:
     sources: tuple[Source, ...]
     stretch: tuple[float, float] | None = None
     """Raw values shown as 0 and 255; None: the pixels are 8-bit already. One for a whole collection, never per tile."""
+    guess: str = ""
+    """What of its colours neither the caller, nor a profile, nor the catalog says, and what was taken instead; empty: nothing."""
 
     @property
     def id(self) -> str:
@@ -341,6 +371,8 @@ class TileReceipt:
     reason: str = ""
     read_seconds: float = 0.0
     predict_seconds: float = 0.0
+    read_bytes: int = 0
+    """Of the files, as they are stored."""
     worker_seconds: float = 0.0
     """Of the worker that has the model, from its last tiles to these, waiting for pictures and storing included: predict_seconds is its busy part."""
     backend: str = ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 from geopixel.aoi import read_area
 from geopixel.config import DEMO, MapSettings, load_settings
@@ -32,7 +34,7 @@ def map_region(settings: MapSettings) -> int:
     from geopixel import distributed
     from geopixel.console import ProgressDisplay, print_plan, print_summary
     from geopixel.model.config import default_model, read_model_config
-    from geopixel.pipeline import MapRequest, make_plan, map_area, model_of
+    from geopixel.pipeline import Limits, MapRequest, make_plan, map_area, model_of, store_dry_plan
     from geopixel.storage import Folder
 
     if settings.model is not None:
@@ -41,18 +43,19 @@ def map_region(settings: MapSettings) -> int:
     runner, folder = distributed.RayRunner(**actors), Folder(settings.out)
     model = settings.model or model_of(folder) or default_model(runner.device)
     config = read_model_config(model)
-    names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
-    names += ("describe", "allow_holes", "shards", "cog")
-    request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
+    names = {field.name for field in fields(MapRequest)} & MapSettings.model_fields.keys() - {"prompt", "catalog", "model", "profile"}
+    profile = None if settings.profile is None else Path(settings.profile).expanduser().read_text()
+    request = MapRequest(area, settings.prompt, catalog, model, profile=profile, **{name: getattr(settings, name) for name in names})
+    limits = Limits(settings.allow_hosts, settings.max_items, settings.max_vertices, settings.max_tiles)
     with ProgressDisplay() as progress:
         if settings.dry_run:
-            plan = make_plan(request, config, runner, progress)
+            plan = make_plan(request, config, runner, progress, limits)
         else:
-            summary = map_area(request, folder, config, runner, progress, retry_failed=settings.retry_failed)
+            summary = map_area(request, folder, config, runner, progress, retry_failed=settings.retry_failed, limits=limits)
     if settings.dry_run:
-        print_plan(plan)
+        print_plan(plan, folder if store_dry_plan(folder, plan) else None, settings.gpu_price)
         return 0
-    print_summary(summary, folder)
+    print_summary(summary, folder, settings.gpu_price)
     if failed := summary.tiles["failed"]:
         told = "they are holes in the map" if summary.published else "nothing is published; --allow-holes publishes the map with these holes marked"
         print(f"map_region: {failed} tiles failed (why: {folder.url}/coverage.parquet): {told}; --retry-failed looks at them again", file=sys.stderr)

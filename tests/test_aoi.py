@@ -111,12 +111,14 @@ def test_an_area_around_a_pole(tmp_path: Path) -> None:
     assert area_km2(area) == pytest.approx(200**2, rel=0.1)  # the projection is true to scale at 71 S
 
 
-def test_an_edge_the_long_way_round_is_told() -> None:
+@pytest.mark.parametrize("wkt", ["POLYGON((170 40,-170 40,-170 50,170 50,170 40))", "POLYGON((170 40,190 40,190 50,170 50,170 40))"])
+def test_an_edge_across_the_antimeridian_goes_the_short_way_and_is_told(wkt: str) -> None:
     said: list[str] = []
-    area = read_area("POLYGON((170 40,-170 40,-170 50,170 50,170 40))", said.append)
-    assert "340 degrees" in said[0]
-    assert area.bounds == (-170, 40, 170, 50)
-    read_area("POLYGON((-180 40,180 40,180 50,-180 50,-180 40))", quiet)
+    area = read_area(wkt, said.append)
+    assert "cut at the antimeridian" in said[0]
+    assert area.equals(shapely.union_all([shapely.box(170, 40, 180, 50), shapely.box(-180, 40, -170, 50)]))
+    band = "POLYGON((-180 40,180 40,180 50,-180 50,-180 40))"
+    assert read_area(band, quiet).bounds == (-180, 40, 180, 50)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_parts_without_area_are_left_out_and_told() -> None:
         ("POLYGON EMPTY", "no features"),
         ("POLYGON((0 0,1 0", "not readable as WKT"),
         ("POLYGON((0 0,1 0,nan 1,0 0))", "not finite"),
-        ("POLYGON((170 0,190 0,190 9,170 0))", "longitude 190"),
+        ("POLYGON((170 0,390 0,390 9,170 0))", "longitude 390"),
     ],
 )
 def test_what_is_no_area_is_refused(text: str, reason: str) -> None:

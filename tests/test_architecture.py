@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors"}
-BASE = GROUND | {"raster", "storage"}
-STEPS = {"search", "survey", "tiling", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
+BASE = GROUND | {"access", "assignment", "dateline", "profiles", "raster", "storage", "tally"}
+STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
 
@@ -24,7 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": set(),
-    "raster": GROUND,
+    "access": GROUND,
+    "dateline": set(),
+    "profiles": GROUND,
+    "assignment": GROUND,
+    "tally": set(),
+    "raster": GROUND | {"access", "tally"},
     "storage": GROUND,
     "lease": {"errors", "storage"},
     "model": {"errors"},
@@ -36,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
     "distributed": BELOW | {"pipeline"},
-    "console": BASE | {"pipeline"},
+    "console": BASE | {"cost", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""

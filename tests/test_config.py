@@ -48,7 +48,8 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
     flags = load_settings([
         *AREA, "--prompt", "red car, parked", "--prompt", "123", "--datetime", "2020-01-01", "--max-cloud", "20", "--assets", "visual", "--bands", "3,2,1",
         "--stretch", "-1.5", "3000", "--resolution", "0.5", "--crs", "EPSG:32645", "--model", "nano", "--min-area", "4", "--threshold", "0.25", "--dry-run",
-        "--collection", "naip", "--catalog", PLANETARY_COMPUTER, "--out", "here",
+        "--collection", "naip", "--catalog", PLANETARY_COMPUTER, "--out", "here", "--filter", "gsd < 1", "--choose", "best", "--per-cell", "2",
+        "--access", "bearer", "--allow-hosts", "*.example.org,file", "--max-items", "7", "--max-vertices", "8", "--max-tiles", "9",
     ])  # fmt: skip
     Path("region.toml").write_text(f"""
         aoi = "85.51,27.62,85.53,27.64"
@@ -67,6 +68,14 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
         collection = "naip"
         catalog = "{PLANETARY_COMPUTER}"
         out = "here"
+        filter = "gsd < 1"
+        choose = "best"
+        per-cell = 2
+        access = "bearer"
+        allow-hosts = ["*.example.org", "file"]
+        max-items = 7
+        max-vertices = 8
+        max_tiles = 9
     """)
     file = load_settings(["--config", "region.toml"])
     assert file.model_copy(update={"config": None}) == flags
@@ -204,7 +213,7 @@ def test_a_submitted_job_refuses_a_relative_out(capsys: pytest.CaptureFixture[st
     assert "is relative" in refusal(capsys, *LEAST)
     assert load_settings([*LEAST, "--out", "/data/x"]).out == "/data/x"
     assert load_settings([*LEAST, "--out", "s3://bucket/x/"]).out == "s3://bucket/x"
-    assert load_settings([*LEAST, "--dry-run"]).dry_run
+    assert "is relative" in refusal(capsys, *LEAST, "--dry-run")  # it writes plan.parquet there
 
 
 def test_ray_sets_that_variable() -> None:

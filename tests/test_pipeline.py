@@ -17,11 +17,12 @@ import xarray as xr
 
 from geopixel import ledger
 from geopixel.errors import NoScenesError, RunConflictError
-from geopixel.evaluation import evaluate
+from geopixel.evaluation import evaluate_run, rendered_truth
 from geopixel.mosaic import NONE
 from geopixel.pipeline import (
     MAX_ATTEMPTS,
     PUBLISHED,
+    Limits,
     MapRequest,
     Run,
     Runner,
@@ -56,7 +57,7 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert data["mask"].dims == data["confidence"].dims == ("prompt", "y", "x")
     assert data["status"].dims == ("y", "x")
     assert list(data["prompt"].values) == list(PROMPTS)
-    files = {"run.json", "plan.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png", "report.html"}
+    files = {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png", "report.html"}
     assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "lease", "masks.zarr"}
     assert list((serial / "attempts").rglob("*.*")) == []
     features = gpd.read_parquet(serial / "features.parquet")
@@ -86,11 +87,12 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     assert summary.tiles["failed"] > 0
     assert summary.tiles["ok"] > 0
     assert not summary.published
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "plan.parquet", "coverage.parquet", "predictions", "attempts", "lease"}
+    left = {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "predictions", "attempts", "lease"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == left
     with pytest.raises(ValueError, match=rf"of \d+ tiles {summary.tiles['failed']} failed; run the same command again .* --retry-failed, .* --allow-holes"):
         verify(Folder(str(tmp_path / "run")))
     with pytest.raises(ValueError, match="not finished"):
-        evaluate(Folder(str(tmp_path / "run")), lambda geobox, prompt: np.zeros(geobox.shape, np.int8))
+        evaluate_run(Folder(str(tmp_path / "run")), rendered_truth)
 
     summary = run(replace(request, allow_holes=True), tmp_path / "run")
     assert summary.published
@@ -162,8 +164,31 @@ def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     plan = make_plan(ask(catalog), NANO, SerialRunner(), quiet)
     assert plan.cost.to_read == sum(tile.decided is None for tile in plan.tiles) > 0
-    assert plan.cost.model_seconds > 0
+    assert plan.cost.device_hours["cpu"] > plan.cost.device_hours["cuda"] > 0
+    assert plan.cost.read_bytes > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(max_vertices=3), r"the area has \d+ vertices, more than 3: .*--max-vertices"),
+        (Limits(max_items=1), r"more than 1 items: .*--max-items"),
+        (Limits(max_tiles=1), r"the area is \d+ tiles of 512 pixels .*, more than 1: .*--max-tiles"),
+    ],
+)
+def test_what_is_too_large_is_refused_and_the_flag_named(catalog: Path, limits: Limits, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(ask(catalog), NANO, SerialRunner(), quiet, limits)
+
+
+def test_a_run_is_planned_again_from_its_own_scenes(catalog: Path, serial: Path) -> None:
+    """Without the catalog; the rows of scenes.parquet are the sources of the run, in their order."""
+    again = make_plan(replace(ask(catalog), catalog=str(serial / "scenes.parquet")), NANO, SerialRunner(), quiet)
+    stored = load_run(Folder(str(serial)))
+    assert again.run.scenes == stored.scenes
+    assert again.tiles == ledger.load_plan(Folder(str(serial)))
+    assert gpd.read_parquet(serial / "scenes.parquet")["id"].tolist() == [source.item for scene in stored.scenes for source in scene.sources]
 
 
 def test_scenes_survive_json(serial: Path) -> None:
@@ -218,7 +243,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def as_if_fresh(serial: Path, folder: Path, request: MapRequest) -> Path:
     """A run of another request that has looked at its tiles, and no more."""
     shutil.copytree(serial / "predictions", folder / "predictions")
-    shutil.copy(serial / "plan.parquet", folder)
+    for name in ("plan.parquet", "scenes.parquet"):
+        shutil.copy(serial / name, folder)
     stored = Folder(str(serial)).get_json("run.json")
     del stored["finished"]
     Folder(str(folder)).put_json("run.json", stored | {"request": request.to_json(), "submissions": []})
@@ -289,7 +315,7 @@ class Recorder:
 def pictures(count: int) -> list[Seen]:
     tiles = [Tile(Grid("EPSG:32633", 0.5), 512, column, 0) for column in range(count)]
     edge = 512 + 2 * HALO
-    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1) for tile in tiles]
+    return [Seen(TileImage(tile, np.zeros((edge, edge, 3), np.uint8), np.zeros((edge, edge), np.uint16)), 0.1, 7) for tile in tiles]
 
 
 def ids(seen: Sequence[Seen]) -> list[str]:

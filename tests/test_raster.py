@@ -4,6 +4,7 @@ a window of a picture is the picture of the window; missing pixels never tint th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from geopixel.errors import ReadError
-from geopixel.raster import _signed, read_origins, read_scenes, scenes_near
+from geopixel.raster import MAX_BLOCK_BYTES, read_memory, read_origins, read_scenes, scenes_near
 from geopixel.types import NO_SCENE, Asset, Grid, Scene, Source
 
 WORLD = shapely.box(-180, -90, 180, 90)
@@ -332,6 +333,56 @@ def test_threads_read_what_one_reads(speckled: Scene) -> None:
             np.testing.assert_array_equal(valid, seen)
 
 
+MEASURE = """
+import sys
+from pathlib import Path
+import shapely
+from geopixel.raster import read_scenes
+from geopixel.types import Asset, Grid, Scene, Source
+path, resolution, size = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+def resident(name):
+    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+def read(size):
+    scene = Scene("c", "2020-01-01", (Source("i", shapely.box(-180, -90, 180, 90), (Asset(path, (1, 2, 3)),)),), (0.0, 1000.0))
+    return read_scenes([scene], Grid("EPSG:32618", resolution).geobox(int(500_000 / resolution), -int(4_000_000 / resolution), size, size))
+read(2)  # what loads once
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+valid = read(size)[1]
+assert valid.mean() > 0.9, valid.mean()
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize(("edge", "resolution", "size"), [(9_000, 300.0, 290), (9_000, 30.0, 2900)])
+def test_a_read_takes_no_more_memory_than_it_says(tmp_path: Path, edge: int, resolution: float, size: int) -> None:
+    """Files of 486 MB without tiles or overviews, shrunk 30 times, or into a picture that is large itself."""
+    path = tmp_path / "huge.tif"
+    place = {"crs": GRID.crs, "transform": Affine(10, 0, 499_990, 0, -10, 4_000_010), "width": edge, "height": edge, "count": 3, "dtype": "uint16"}
+    with rasterio.open(path, "w", driver="GTiff", compress="deflate", SPARSE_OK=True, **place):
+        pass
+    command = [sys.executable, "-c", MEASURE, str(path), str(resolution), str(size)]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert peak < read_memory(GRID.geobox(0, 0, size, size)) - MAX_BLOCK_BYTES  # its blocks are rows
+    assert peak < 450e6
+
+
+def test_a_file_whose_blocks_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "file.tif", noise((3, 64, 96)), blockysize=64)
+    monkeypatch.setattr("geopixel.raster.MAX_BLOCK_BYTES", 2000)
+    with pytest.raises(ReadError, match="file.tif: its blocks of"):
+        read_scenes([scene(path)], HERE)
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+    """Files stay open between reads; what is on the disk counts."""
+    path = write(tmp_path / "file.tif", np.full((3, 64, 96), 5, np.uint8))
+    assert (read_scenes([scene(path)], HERE)[0] == 5).all()
+    os.utime(write(path, np.full((3, 64, 96), 9, np.uint8)), (1, 1))
+    assert (read_scenes([scene(path)], HERE)[0] == 9).all()
+
+
 # --- what cannot be read
 
 
@@ -427,20 +478,6 @@ def test_a_file_behind_http_reads_as_the_file(tmp_path: Path, server: str) -> No
         np.testing.assert_array_equal(valid, seen)
     with pytest.raises(ReadError, match="not.tif.*404"):
         read_scenes([scene(Asset(f"{server}/not.tif", (1, 2, 3)))], HERE)
-
-
-def test_planetary_computer_blobs_are_signed_and_nothing_else_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from planetary_computer.settings import Settings
-
-    monkeypatch.setenv("PC_SDK_SAS_URL", f"{server}/token")
-    Settings.get.cache_clear()
-    try:
-        blob = "https://naipeuwest.blob.core.windows.net/naip/v002/a.tif"
-        assert _signed(blob) == f"{blob}?sig=for/naipeuwest/naip"
-    finally:
-        Settings.get.cache_clear()
-    for href in ("/data/a.tif", f"{server}/a.tif", "https://blob.core.windows.net.example.org/a.tif", "s3://bucket/a.tif"):
-        assert _signed(href) == href
 
 
 # --- odd real files

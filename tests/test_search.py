@@ -388,7 +388,7 @@ def test_a_recorded_answer_of_the_planetary_computer(shared: Path) -> None:
     for each in recorded["features"]:
         scene, source = items[each["id"]]
         assert scene.day == each["properties"]["datetime"][:10]
-        assert source.assets == (Asset(each["assets"]["image"]["href"], (1, 2, 3)),)  # unsigned
+        assert source.assets == (Asset(each["assets"]["image"]["href"], (1, 2, 3), access="planetary-computer"),)  # unsigned
         assert source.gsd == each["properties"]["gsd"]
 
 

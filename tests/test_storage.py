@@ -9,9 +9,9 @@ import pytest
 import zarr
 from moto.server import ThreadedMotoServer
 
-from geopixel import ledger
+from geopixel import ledger, mosaic
 from geopixel.storage import Folder
-from geopixel.types import Grid, Tile, TilePrediction
+from geopixel.types import BLOCK_SIZE, Block, Grid, Tile, TilePrediction
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,16 @@ def test_of_two_who_create_a_file_one_does(folder: Folder) -> None:
     assert folder.create_json("a/lease.json", 1)
     assert not folder.create_json("a/lease.json", 2)
     assert folder.get_json("a/lease.json") == 1
+
+
+def test_a_file_is_stored_and_a_block_is_written_and_read(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in a file")
+    folder.put("cog/file", tmp_path / "file")
+    assert folder.get("cog/file") == b"in a file"
+    block, plane = Block(Grid("EPSG:32645", 0.5), 0, 0), np.arange(BLOCK_SIZE**2, dtype=np.uint32).reshape(BLOCK_SIZE, BLOCK_SIZE)
+    said = mosaic.BlockMosaic(*((plane[None] // 7777 % 2).astype(np.uint8),) * 2, (plane % 5).astype(np.uint8), (plane // 333).astype(np.uint16))
+    mosaic.create_mosaic(folder, [block], ["building"], ["item"])
+    mosaic.write_block(folder, block, said)
+    root = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
+    for name in ("mask", "confidence", "status", "scene"):
+        np.testing.assert_array_equal(root[name][:], getattr(said, name))

@@ -3,9 +3,15 @@ and a broken file stops nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import dask
 import dask.threaded
@@ -13,11 +19,13 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from rasterio.enums import Resampling
 from rasterio.warp import transform_bounds
 
 from geopixel.raster import read_scenes
 from geopixel.survey import CELL, CHUNK, COARSENING, survey_scenes
 from geopixel.types import Asset, Grid, Scene, Source
+from tests.test_raster import Ranges
 
 GRID = Grid("EPSG:32618", 10.0)
 COLUMN, ROW = 5 * CHUNK - 2, -3 * CHUNK + 6
@@ -92,7 +100,7 @@ def test_a_cell_depends_on_its_ground_alone(source: Source, cells: tuple[int, in
     x, y = np.intersect1d(whole.x, part.x), np.intersect1d(whole.y, part.y)
     assert x.size
     assert y.size
-    assert whole.sel(x=x, y=y).identical(part.sel(x=x, y=y))
+    assert whole.sel(x=x, y=y).equals(part.sel(x=x, y=y))
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", dask.get, dask.threaded.get])
@@ -153,6 +161,52 @@ def test_where_there_are_no_scenes_there_is_nothing() -> None:
     assert look.sizes == {"y": 2, "x": 2}
     with pytest.raises(ValueError, match=r"\(3, 0, 3, 2\)"):
         survey_scenes([], GRID, (3, 0, 3, 2))
+
+
+class CountingRanges(Ranges):
+    """Tells at /count how many bytes of files it has sent."""
+
+    sent = 0
+
+    def _send(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.path == "/count":
+            return super()._send(200, str(CountingRanges.sent).encode())
+        CountingRanges.sent += len(body)
+        super()._send(code, body, headers)
+
+
+def serve(folder: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(CountingRanges, directory=folder)) as server:
+        print(server.server_address[1], flush=True)
+        server.serve_forever()
+
+
+@pytest.fixture
+def counting_server(tmp_path: Path) -> Iterator[str]:
+    """In a process of its own: rasterio holds the interpreter while GDAL waits for an answer."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from tests import test_survey; test_survey.serve({str(tmp_path)!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.terminate()
+
+
+def test_overviews_are_all_that_is_read_of_a_file_that_has_them(tmp_path: Path, counting_server: str) -> None:
+    """The bytes that leave the server, and what the survey says of them."""
+    pixels = np.random.default_rng(0).integers(1, 255, (3072, 3072, 3), dtype=np.uint8)
+    source = write(tmp_path / "noise.tif", pixels, COLUMN * CELL, ROW * CELL)
+    with rasterio.open(tmp_path / "noise.tif", "r+") as file:
+        file.build_overviews([2, 4, 8, 16], Resampling.average)
+    size = (tmp_path / "noise.tif").stat().st_size
+    remote = replace(source, assets=(Asset(f"{counting_server}/noise.tif", (1, 2, 3)),))
+    cells = (COLUMN, ROW, COLUMN + 6, ROW + 6)
+    look = survey_scenes([scene(remote)], GRID, cells, scheduler="synchronous")
+    with urlopen(f"{counting_server}/count") as answer:
+        sent = int(answer.read())
+    assert sent <= 0.05 * size
+    assert 0.3 * sent < look.bytes_read <= 0.05 * size
+    assert float(look.stored.sum()) == pytest.approx(pixels.size, rel=0.2)  # noise: a byte a pixel and band
+    assert look.valid.equals(survey_scenes([scene(source)], GRID, cells).valid)
 
 
 def test_real_imagery_is_surveyed_as_it_reads(shared: Path) -> None:

@@ -16,9 +16,7 @@ from geopixel.tiling import (
     SUPERS_AT_ONCE,
     best_size,
     choose_grid,
-    estimate_cost,
     ground_sample_distance,
-    image_bytes,
     plan_tiles,
     smallest_object,
     survey_cells,
@@ -392,17 +390,3 @@ def test_a_gsd_makes_pixels_of_that_size_on_the_ground() -> None:
 def test_a_grid_that_nobody_knows_is_refused(scenes: list[Scene], crs: str | None, resolution: float | None, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         choose_grid(scenes, crs, resolution)
-
-
-def test_cost_counts_what_will_be_read() -> None:
-    tiles = plan(box(85.4, 27.5, 85.6, 27.7), Grid(GRID.crs, 1.0), metres=1.0)
-    cost = estimate_cost(tiles, 3, seconds_per_tile=0.25, ground_sample_distance=0.9)
-    read = [tile for tile in tiles if tile.decided is None]
-    assert cost.to_read == len(read) > 100
-    assert cost.sizes == {size: sum(tile.size == size for tile in read) for size in sorted({tile.size for tile in read})}
-    assert cost.decided == {state: sum(tile.decided == state for tile in tiles) for state in ("cloud", "nodata", "outside")}
-    assert cost.to_read + sum(cost.decided.values()) == len(tiles)
-    assert cost.megapixels == pytest.approx(sum(np.prod(tile.geobox.shape) for tile in read) / 1e6)
-    assert cost.km2 == pytest.approx(sum(np.prod(tile.core.shape) for tile in read) * 0.81 / 1e6)
-    assert (cost.model_seconds, cost.stored_bytes) == (len(read) * 0.25, len(read) * 3 * 256 * 256)
-    assert image_bytes(512) == 640 * 640 * 4

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import pytest
+import zarr
 
 from geopixel import ledger
 from geopixel.storage import Folder
@@ -31,6 +32,11 @@ def damage_a_mask(folder: Path) -> None:
     shard.unlink()
 
 
+def damage_a_scene(folder: Path) -> None:
+    scene = zarr.open_group(folder / "masks.zarr", mode="r+")["scene"]
+    scene[scene.shape[0] // 2] = 3
+
+
 def lose_the_masks(folder: Path) -> None:
     shutil.rmtree(folder / "masks.zarr")
 
@@ -52,7 +58,7 @@ def lose_a_row_of_coverage(folder: Path) -> None:
     gpd.read_parquet(folder / "coverage.parquet").iloc[1:].to_parquet(folder / "coverage.parquet")
 
 
-DAMAGES = [damage_a_shard, damage_a_mask, lose_the_masks, damage_a_prediction, lose_a_prediction, lose_a_feature, lose_a_row_of_coverage]
+DAMAGES = [damage_a_shard, damage_a_scene, damage_a_mask, lose_the_masks, damage_a_prediction, lose_a_prediction, lose_a_feature, lose_a_row_of_coverage]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -71,14 +71,14 @@ def mosaic_block(
             raise ValueError(f"tile {prediction.tile_id} answers {len(prediction.logits)} prompts, the run has {prompts}")
     status, scene = status_and_scene(block, tiles, predictions, area)
     answered = (status == STATUS_CODES["ok"]) | (status == STATUS_CODES["empty"])
-    mask = np.full((prompts, *status.shape), NONE, np.uint8)
-    confidence = mask.copy()
+    mask, confidence = np.full((2, prompts, *status.shape), NONE, np.uint8)
     if answered.any():
-        pieces, limits = pieces_of(block, tiles, predictions), (np.float32(threshold), np.float32(CONFIDENCE_LEVELS))
+        pieces = pieces_of(block, tiles, predictions)
+        rules = np.float32(threshold), np.float32(CONFIDENCE_LEVELS), np.uint8(NONE)
         for first in range(0, BLOCK_SIZE, _STRIP):
             strip = slice(first, first + _STRIP)
             for prompt in range(prompts):
-                quantise(blend(pieces, prompt, strip), answered[strip], *limits, mask[prompt, strip], confidence[prompt, strip])
+                quantise(*_sums(pieces, prompt, strip), answered[strip], *rules, mask[prompt, strip], confidence[prompt, strip])
     return BlockMosaic(mask, confidence, status, scene)
 
 
@@ -121,6 +121,13 @@ def blend(pieces: Iterable[Piece], prompt: int, strip: slice) -> np.ndarray:
     tile bilinearly between pixel centres, edges clamped, as torch.nn.functional.interpolate(mode="bilinear", align_corners=False) does,
     then made probabilities. Tiles are added in one fixed order, so that equal input gives equal bytes.
     """
+    total, weights = _sums(pieces, prompt, strip)
+    with np.errstate(invalid="ignore"):
+        return np.divide(total, weights, out=total)
+
+
+def _sums(pieces: Iterable[Piece], prompt: int, strip: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Of weighted probabilities and of weights, both (rows, BLOCK_SIZE) float32."""
     total, weights = np.zeros((2, strip.stop - strip.start, BLOCK_SIZE), np.float32)
     for piece in pieces:
         rows, tile_rows = _span(piece.top, piece.edge, strip.start, len(total))
@@ -134,8 +141,7 @@ def blend(pieces: Iterable[Piece], prompt: int, strip: slice) -> np.ndarray:
             vertical = row_low[tile_rows], row_fraction[tile_rows], along[tile_rows]
             horizontal = column_low[columns], column_fraction[columns], along[columns]
             add_tile(total, place, piece.logits[prompt], np.float32(1 / LOGIT_SCALE), vertical, horizontal)
-    with np.errstate(invalid="ignore"):
-        return np.divide(total, weights, out=total)
+    return total, weights
 
 
 @cache

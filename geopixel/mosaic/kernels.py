@@ -97,15 +97,23 @@ def add_tile(
 
 @compiled
 def quantise(
-    probability: np.ndarray, answered: np.ndarray, threshold: np.float32, levels: np.float32, mask: np.ndarray, confidence: np.ndarray
+    total: np.ndarray,
+    weights: np.ndarray,
+    answered: np.ndarray,
+    threshold: np.float32,
+    levels: np.float32,
+    none: np.uint8,
+    mask: np.ndarray,
+    confidence: np.ndarray,
 ) -> None:
-    """Where answered, mask: whether the probability, (height, width) float32, reaches the threshold, and confidence: the nearest of the levels."""
-    height, width = probability.shape
-    for row in range(height):
-        for column in range(width):
-            if answered[row, column]:
-                mask[row, column] = probability[row, column] >= threshold
-                confidence[row, column] = np.uint8(np.rint(probability[row, column] * levels))
+    """From sums of weighted probabilities and of weights, both (height, width) float32: into mask whether a probability reaches the threshold,
+    into confidence the nearest of the levels; none where not answered."""
+    for row in range(len(total)):
+        sums, divisors, known, present, level = total[row], weights[row], answered[row], mask[row], confidence[row]
+        for column in range(len(sums)):
+            probability = sums[column] / divisors[column]
+            present[column] = np.uint8(probability >= threshold) if known[column] else none
+            level[column] = np.uint8(np.rint(probability * levels)) if known[column] else none
 
 
 @compiled

@@ -34,6 +34,7 @@ ASSETS = {
     "features.parquet": (PARQUET, ["data"], "Outlines of what was found, GeoParquet"),
     "captions.parquet": (PARQUET, ["data"], "What every tile shows, in words tied to the outlines, GeoParquet"),
     "coverage.parquet": (PARQUET, ["metadata"], "What became of every tile, GeoParquet"),
+    "scenes.parquet": (PARQUET, ["metadata"], "The STAC items seen, STAC GeoParquet"),
     "plan.parquet": (PARQUET, ["metadata"], "The tiles planned, GeoParquet"),
     "report.html": (HTML, ["overview", "metadata"], "The map to look at, with figures: one page that needs no network"),
     "quicklook.png": (PNG, ["overview"], "The outlines over the imagery"),

@@ -144,11 +144,14 @@ def _cost(folder: Folder, run: Mapping[str, Any], ground: float) -> list[tuple[s
     spent = {kind: sum(submission["worker_seconds"].get(kind, 0.0) for submission in submissions) for kind in ("predict", "read")}
     looked_at = sum(submission["tiles_looked_at"] for submission in submissions)
     waited = sum(sum(submission["seconds"].values()) for submission in submissions)
+    kinds = sorted({kind for submission in submissions for kind in submission["computed_with"]})
+    plan, device = run["plan"], "cuda" if any(kind.startswith("cuda") for kind in kinds) else "cpu"
+    read = sum(submission["read_bytes"] for submission in submissions)
     rows = [
         ("from start to end", duration(waited)),
-        ("the model at work, all devices together", f"{duration(spent['predict'])}; the plan said {duration(run['plan']['model_seconds'])}"),
-        ("reading imagery, all workers together", duration(spent["read"])),
-        ("computed with", ", ".join(sorted({kind for submission in submissions for kind in submission["computed_with"]})) or "-"),
+        ("the model at work, all devices together", f"{duration(spent['predict'])}; the plan said {duration(3600 * plan['device_hours'][device])} on {device}"),
+        ("reading imagery, all workers together", f"{duration(spent['read'])}, {read / 1e6:,.1f} MB; the plan said {plan['read_bytes'] / 1e6:,.1f} MB"),
+        ("computed with", ", ".join(kinds) or "-"),
     ]
     if looked_at and spent["predict"]:
         each = spent["predict"] / looked_at

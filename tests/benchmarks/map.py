@@ -10,6 +10,8 @@ same polygons. The sides alternate, ours first and last; medians count.
 Time is processor time of this process, not the clock's: both sides run on one thread, and whatever else runs on the machine counts less. Extra memory is
 measured in a fresh process for each side: the peak of its resident set while it traces (Linux: VmHWM, set back by clear_refs when the
 raster is there), less its resident set just before.
+
+The figures of blending and writing are those of tests/benchmarks/mosaic.py.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import shapely
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: the table's printing is no part of the package
 
 from geopixel.polygonize import stitch, trace_block
+from tests.benchmarks import mosaic
 from tests.benchmarks.table import Figure, exit_code, markdown
 
 T = TypeVar("T")
@@ -211,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(peak_of(options.peak_of, options.size))
         return 0
     figures, sides = measure(options.size)
+    blended_and_written = mosaic.measure()
+    figures, sides = figures + blended_and_written[0], sides + blended_and_written[1]
     print(f"{date.today()}, one core, processor time, rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}\n")
     rows = [[figure.name, *side, figure.measured, figure.wanted, figure.verdict] for figure, side in zip(figures, sides, strict=True)]
     print(markdown(["figure", "usual way", "ours", "measured", "target", "met"], rows))

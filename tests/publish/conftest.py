@@ -74,13 +74,14 @@ def make_run(place: Path, features: gpd.GeoDataFrame, prompts: list[str], reason
     run = {
         "request": {"prompts": prompts, "model": "nano", "threshold": 0.5},
         "grid": {"crs": GRID.crs, "resolution": GRID.resolution},
-        "plan": {"model_seconds": 12.5},
+        "plan": {"device_hours": {"cpu": 0.1, "cuda": 0.001}, "read_bytes": 3_000_000},
         "versions": {"torch": "2.13.0"},
         "finished": {"tiles": dict.fromkeys(STATES, 0) | {"empty": 3, "failed": 1}, "features": pd.Series(features["prompt"]).value_counts().to_dict()},
         "submissions": [
             {
                 "tiles_looked_at": 4,
                 "seconds": {"plan": 0.1, "look": 1.5, "mosaic": 0.4, "publish": 0.2},
+                "read_bytes": 2_500_000,
                 "worker_seconds": {"read": 0.5, "predict": 1.0},
                 "computed_with": ["cpu float32 sdpa"],
             }
