@@ -140,7 +140,7 @@ def test_a_real_api_is_asked_by_get_where_it_does_not_offer_post(api: str, stati
 
 def test_what_a_server_refuses_is_told(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "PATIENCE", Patience(tries=2, first=0.01))
-    with pytest.raises(CatalogError, match="tried 2 times in 0 s, got 500 Internal Server Error"):
+    with pytest.raises(CatalogError, match=r"tried 2 times in \d+ s, got 500 Internal Server Error"):
         find_scenes(api, AREA, collection="aerial", filter="nothing_that_is_queryable_here(eo:cloud_cover) = 3")
     with pytest.raises(NoScenesError, match="filter platform = 'none'"):
         find_scenes(api, AREA, collection="aerial", filter="platform = 'none'")

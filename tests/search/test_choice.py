@@ -123,3 +123,10 @@ def test_items_of_one_scene_count_once() -> None:
     """Neighbours of a day overlap: a depth of two wants another day."""
     same = [one("a", "2020-01-02"), one("b", "2020-01-02"), one("c", "2020-01-01")]
     assert choose(same, AREA, "newest", 2) == [0, 2]
+
+
+def test_depth_counts_where_a_cell_is_not_full() -> None:
+    """Two days of the same half of a cell: the second is the second layer there."""
+    half = shapely.box(9, 49, 10.15, 51)
+    found = [one("a", "2020-01-03", half), one("b", "2020-01-02", half), one("c", "2020-01-01", half)]
+    assert choose(found, shapely.box(10.11, 50.11, 10.19, 50.19), "newest", 2) == [0, 1]
