@@ -10,7 +10,8 @@ Adaptive against fixed: the cost is that of the published 7B network (its config
 all tiles that are read; fixed tiles are the same plan with tiles of 1024 pixels only, and like it skip ground without data. What recall can mean
 without the published weights is what the tiles alone can lose, by size or by being skipped: a perfect decoder draws the labelled
 buildings on each tile's own low-resolution mask, as the shares of the cells that they cover, and what is stored of it is blended and thresholded by
-the real mosaic. A building is recalled where at least half of its pixels are in the published mask. Needs the shared imagery
+the real mosaic. A building is recalled where its intersection over union with the published mask is at least a half; the union is with the mask within half a
+building around it, without other buildings. Needs the shared imagery
 (GEOPIXEL_SHARED, else ../shared beside the repository); without it only the assignment is measured, and --check fails.
 """
 
@@ -129,9 +130,9 @@ def decoded(tile: Tile, shapes: shapely.STRtree, mask_size: int) -> TilePredicti
 
 
 def recalled(site: Site, tiles: Tiles, shapes: list[shapely.Geometry], mask_size: int) -> int:
-    """How many of the buildings have at least half of their pixels in the published mask."""
+    """How many of the buildings have an intersection over union of at least a half with the published mask."""
     tree = shapely.STRtree(shapes)
-    found, whole = np.zeros(len(shapes)), np.zeros(len(shapes))
+    common, union = np.zeros(len(shapes)), np.zeros(len(shapes))
     area = project_area(site.footprint, site.grid.crs)
     for block, near in mosaic.blocks_of(tiles).items():
         here = tree.query(shapely.box(block.left, block.top, block.left + BLOCK_SIZE, block.top + BLOCK_SIZE))
@@ -140,15 +141,18 @@ def recalled(site: Site, tiles: Tiles, shapes: list[shapely.Geometry], mask_size
         blended = mosaic.mosaic_block(block, near, lambda tile: decoded(tile, tree, mask_size), prompts=1, threshold=0.5, area=area)
         for index in here.tolist():
             left, top, right, bottom = shapes[index].bounds
-            column0, row0 = max(int(left) - block.left, 0), max(int(top) - block.top, 0)
-            column1, row1 = min(int(right) + 1 - block.left, BLOCK_SIZE), min(int(bottom) + 1 - block.top, BLOCK_SIZE)
+            margin = int(max(right - left, bottom - top) / 2)
+            column0, row0 = max(int(left) - margin - block.left, 0), max(int(top) - margin - block.top, 0)
+            column1, row1 = min(int(right) + 1 + margin - block.left, BLOCK_SIZE), min(int(bottom) + 1 + margin - block.top, BLOCK_SIZE)
             if column0 >= column1 or row0 >= row1:
                 continue
-            place = Affine.translation(block.left + column0, block.top + row0)
-            building = ~geometry_mask([shapes[index]], out_shape=(row1 - row0, column1 - column0), transform=place)
-            whole[index] += building.sum()
-            found[index] += ((blended.mask[0, row0:row1, column0:column1] == 1) & building).sum()
-    return int((found >= 0.5 * np.maximum(whole, 1)).sum())
+            frame = {"out_shape": (row1 - row0, column1 - column0), "transform": Affine.translation(block.left + column0, block.top + row0)}
+            around = shapely.box(block.left + column0, block.top + row0, block.left + column1, block.top + row1)
+            building, any_building = ~geometry_mask([shapes[index]], **frame), ~geometry_mask(tree.geometries[tree.query(around)], **frame)
+            mask = blended.mask[0, row0:row1, column0:column1] == 1
+            common[index] += (mask & building).sum()
+            union[index] += (building | (mask & ~any_building)).sum()
+    return int((common >= 0.5 * np.maximum(union, 1)).sum())
 
 
 def adaptive(sites: Sequence[str]) -> tuple[list[Figure], list[tuple[str, str]]]:
