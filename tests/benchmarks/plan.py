@@ -1,4 +1,5 @@
-"""How fast a country is planned against the common way with shapely, both sides in one process.
+"""How fast a country is planned against the common way with shapely, both sides in one process, and how fast and lean its plan is stored. Prints
+the figures of pixels.py (surveying, adaptive tiles, assignment, reading) as well.
 
     python tests/benchmarks/plan.py [--check] [--size full|small]
 
@@ -24,6 +25,7 @@ from datetime import date
 from math import nan
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import process_time
 from typing import TypeVar
 
@@ -33,6 +35,8 @@ from shapely import Geometry
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
+from geopixel.ledger import store_plan
+from geopixel.storage import Folder
 from geopixel.tiling import plan_tiles, project_area
 from geopixel.types import HALO, TILE_SIZES, Grid, Tiles
 from tests.benchmarks.table import Figure, exit_code, markdown
@@ -121,17 +125,27 @@ def alternate(ours: Callable[[], Ours], common: Callable[[], Theirs], rounds: in
     return median(seconds[0]), median(seconds[1]), mine, theirs
 
 
-def peak_of_planning(size: Size) -> int:
-    """Bytes."""
+def store(tiles: Tiles) -> None:
+    with TemporaryDirectory() as folder:
+        store_plan(Folder(folder), tiles)
+
+
+def peak_of(what: str, size: Size) -> int:
+    """Bytes that planning, or storing the plan, takes."""
     _, area = outline()
-    plan(area, Grid(CRS, 1000.0))  # what loads once is not the plan's
+    coarse = plan(area, Grid(CRS, 1000.0))  # what loads once is not the plan's
+    store(coarse)
+    tiles = plan(area, Grid(CRS, size.resolution)) if what == "store" else coarse
 
     def resident(name: str) -> int:
         return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
 
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    plan(area, Grid(CRS, size.resolution))
+    if what == "store":
+        store(tiles)
+    else:
+        plan(area, Grid(CRS, size.resolution))
     return resident("VmHWM") - before
 
 
@@ -144,29 +158,39 @@ def measure(name: str) -> tuple[str, list[Figure], list[tuple[str, str]]]:
     if {*zip(tiles.column.tolist(), tiles.row.tolist(), strict=True)} != set(map(tuple, expected.tolist())) or len(tiles) != len(expected):
         raise AssertionError(f"the plan has {len(tiles)} tiles and is not that of shapely with {len(expected)}")
     plans = (f"{common:.3g} s", f"{ours:.3g} s")
-    peak = nan
-    if Path("/proc/self/clear_refs").exists():
-        command = [sys.executable, __file__, "--size", name, "--peak"]
-        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
+    began = process_time()
+    store(tiles)
+    storing = process_time() - began
+    peaks = {"plan": nan, "store": nan}
+    for what_for in peaks if Path("/proc/self/clear_refs").exists() else ():
+        command = [sys.executable, __file__, "--size", name, "--peak", what_for]
+        peaks[what_for] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
     figures = [
         Figure("plan the country, ratio", common / ours, 15),
         Figure("plan the country, time", ours, 1, " s", at_most=True),
-        Figure("plan the country, peak memory", peak, 100, " MB", at_most=True),
+        Figure("plan the country, peak memory", peaks["plan"], 100, " MB", at_most=True),
+        Figure("store the plan, time", storing, 5, " s", at_most=True),
+        Figure("store the plan, peak memory", peaks["store"], 300, " MB", at_most=True),
     ]
     told = f"{what}, {len(candidates(shape)[0])} candidates, {len(tiles)} tiles of {BASE} px at {size.resolution} m"
-    return told, figures, [plans, plans, ("", f"{peak:.3g} MB")]
+    own = [f"{peaks['plan']:.3g} MB", f"{storing:.3g} s", f"{peaks['store']:.3g} MB"]
+    return told, figures, [plans, plans, *(("", each) for each in own)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Speed and memory of planning against the common way.")
-    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes about two minutes")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes about five minutes")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
-    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("plan", "store"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.peak:
-        print(peak_of_planning(SIZES[options.size]))
+        print(peak_of(options.peak, SIZES[options.size]))
         return 0
+    from tests.benchmarks import pixels  # loads torch: not where memory is measured
+
     told, figures, sides = measure(options.size)
+    more, others = pixels.measure(options.size)
+    figures, sides = [*figures, *more], [*sides, *others]
     print(f"{date.today()}, {told}, one thread, CPU seconds, shapely {shapely.__version__}, GEOS {shapely.geos_version_string}\n")
     rows = [[figure.name, *side, figure.measured, figure.wanted, figure.verdict] for figure, side in zip(figures, sides, strict=True)]
     print(markdown(["figure", "common way", "ours", "measured", "target", "met"], rows))
