@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 from shapely import Geometry
 
-from geopixel import features, ledger, mosaic, polygonize, publish
+from geopixel import features, ledger, mosaic, polygonize, provenance, publish
 from geopixel.errors import ReadError, RunConflictError
+from geopixel.features import Outline
 from geopixel.imagery import read_tile
-from geopixel.model.config import GeoPixelConfig
+from geopixel.model.config import GeoPixelConfig, find_model
 from geopixel.search import find_scenes
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
@@ -57,8 +60,26 @@ class MapRequest:
     resolution: float | None = None
     crs: str | None = None
     threshold: float = 0.5
-    min_area: float = 0.0
+    min_area: float | Mapping[str, float] = 0.0
+    """Square metres; like the next two one for all prompts, or one for each prompt that is named."""
+    fill_holes: float | Mapping[str, float] = 0.0
     """Square metres."""
+    simplify: float | Mapping[str, float] = 0.0
+    """Metres."""
+    orthogonalize: tuple[str, ...] = ()
+    """The prompts whose outlines get right angles."""
+
+    @property
+    def outlines(self) -> dict[str, Outline]:
+        """By prompt, in order."""
+        values = {name: getattr(self, name) for name in ("min_area", "fill_holes", "simplify")}
+        return {
+            prompt: Outline(
+                **{name: value.get(prompt, 0.0) if isinstance(value, Mapping) else value for name, value in values.items()},
+                orthogonalize=prompt in self.orthogonalize,
+            )
+            for prompt in self.prompts
+        }
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; equal requests give equal ones."""
@@ -72,6 +93,14 @@ class Run:
     request: MapRequest
     scenes: tuple[Scene, ...]
     grid: Grid
+    weights_sha256: str = ""
+    """Of the model; empty while the run is only planned."""
+
+    @property
+    def id(self) -> str:
+        """Of the request and the scenes: equal for two runs that ask for the same and find the same."""
+        told = {"request": self.request.to_json(), "scenes": [scene_to_json(scene) for scene in self.scenes]}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def area(self) -> Geometry:
@@ -168,13 +197,14 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
 
     clock["publish"] = time.monotonic()
     progress("publish", 0, 1)
-    found, dropped = _trace(run, folder, blocks)
-    counts, features_found = ledger.recount(tiles, states), {prompt: int((found["prompt"] == prompt).sum()) for prompt in request.prompts}
+    found = trace_features(run, folder, blocks)
+    folder.put(features.FEATURES, features.encode(found))
+    counts, features_found = ledger.recount(tiles, states), {prompt: pc.sum(pc.equal(found["prompt"], prompt)).as_py() or 0 for prompt in request.prompts}
     ledger.store_coverage(folder, tiles)
     name = folder.url.rstrip("/").rsplit("/", 1)[-1]
     publish.store_item(folder, name=name, area=request.area, grid=run.grid, scenes=run.scenes, features=features_found, tiles=counts)
     failed = [tile for tile in tiles if states[tile.id] == "failed"]
-    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=found, prompts=request.prompts, failed=failed)
+    publish.draw_quicklook(folder, scenes=run.scenes, grid=run.grid, area=run.area, features=_outlines(found), prompts=request.prompts, failed=failed)
     clock["end"] = time.monotonic()
     progress("publish", 1, 1)
 
@@ -182,7 +212,7 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     summary = Summary(
         tiles=counts,
         features=features_found,
-        km2={prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in request.prompts},
+        km2={prompt: (pc.sum(found["area_m2"].filter(pc.equal(found["prompt"], prompt))).as_py() or 0.0) / 1e6 for prompt in request.prompts},
         seconds={name: round(clock[after] - clock[name], 3) for name, after in zip(stages, stages[1:], strict=False)},
         worked=len(receipts),
     )
@@ -194,7 +224,7 @@ def map_area(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
         "worker_seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
         "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
     }
-    finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2, "pixels_below_min_area": dropped}
+    finished = {"tiles": summary.tiles, "features": summary.features, "km2": summary.km2}
     folder.put_json(RUN, started | {"finished": finished, "submissions": [*started["submissions"], submission]})
     return summary
 
@@ -214,10 +244,17 @@ def open_run(request: MapRequest, folder: Folder, config: GeoPixelConfig, runner
     if strangers:
         raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
     plan = make_plan(request, config, runner, progress)
+    plan = replace(plan, run=replace(plan.run, weights_sha256=_weights_sha256(request.model)))
     with folder.reached():
         ledger.store_plan(folder, plan.tiles)
         folder.put_json(RUN, _run_json(plan))
     return plan
+
+
+def _weights_sha256(model: str) -> str:
+    from geopixel.model.checkpoint import weights_sha256  # loads torch
+
+    return weights_sha256(find_model(model))
 
 
 def load_run(folder: Folder) -> Run:
@@ -225,7 +262,7 @@ def load_run(folder: Folder) -> Run:
     stored = folder.get_json(RUN)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["request"].items()}
     request = MapRequest(**values | {"area": shapely.from_wkt(values["area"])})
-    return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]))
+    return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]), stored["weights_sha256"])
 
 
 def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress) -> Plan:
@@ -322,26 +359,30 @@ def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], s
     """Blends, writes and traces one block, unless that was done from tiles in the same states. Returns its id."""
     made_from = hashlib.sha256(json.dumps([(tile.id, states[tile.id]) for tile in tiles]).encode()).hexdigest()
     if features.parts_states(folder, block) != made_from:
+        predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in tiles if tile.decided is None}
+        prompts = len(run.request.prompts)
         blended = mosaic.mosaic_block(
-            block,
-            tiles,
-            lambda tile: ledger.load_prediction(folder, tile.id, states[tile.id]),
-            prompts=len(run.request.prompts),
-            threshold=run.request.threshold,
-            area=run.area,
+            block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=run.area
         )
         mosaic.write_block(folder, block, blended)
-        parts = polygonize.trace_block(blended.mask, blended.confidence, left=block.left, top=block.top)
+        told = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=run.area)
+        parts = polygonize.trace_block(
+            blended.mask, blended.confidence, left=block.left, top=block.top, scene=told.scene, scores=told.scores, edge=told.edge
+        )
         features.store_parts(folder, block, parts, made_from)
     return block.id
 
 
-def _trace(run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]]) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
-    """Stitches what the blocks hold and stores the features. Returns them and the pixels that min_area dropped, by prompt."""
-    objects = polygonize.stitch(features.load_parts(folder, blocks))
-    found, dropped = features.build_features(objects, run.grid, run.request.prompts, run.scenes, min_area=run.request.min_area)
-    features.store_features(folder, found)
-    return found, dropped
+def trace_features(run: Run, folder: Folder, blocks: Iterable[Block]) -> pa.Table:
+    """The features of the run, as features.SCHEMA has them, from what the blocks hold."""
+    origin = features.Origin(run.grid, run.scenes, _ground_sample_distance(run), run.request.model, run.weights_sha256, run.id)
+    return features.build_features(polygonize.stitch(features.load_parts(folder, blocks)), run.request.outlines, origin)
+
+
+def _outlines(found: pa.Table) -> gpd.GeoDataFrame:
+    """What a picture needs of the features: prompt and geometry, in OGC:CRS84."""
+    polygons = shapely.from_wkb(found["geometry"].to_numpy(zero_copy_only=False))
+    return gpd.GeoDataFrame({"prompt": found["prompt"].to_numpy(zero_copy_only=False)}, geometry=polygons, crs="OGC:CRS84")
 
 
 def _ground_sample_distance(run: Run) -> float:
@@ -372,7 +413,9 @@ def _cost(run: Run, tiles: Tiles, config: GeoPixelConfig, device: str) -> PlanCo
 
 def _run_json(plan: Plan) -> dict[str, Any]:
     return {
+        "id": plan.run.id,
         "request": plan.run.request.to_json(),
+        "weights_sha256": plan.run.weights_sha256,
         "grid": asdict(plan.run.grid),
         "scenes": [scene_to_json(scene) for scene in plan.run.scenes],
         "plan": asdict(plan.cost),

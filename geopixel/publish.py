@@ -98,9 +98,9 @@ def draw_quicklook(
 ) -> None:
     """Writes quicklook.png: the imagery over the area, every feature's outline in its prompt's colour, failed tiles hatched, and a legend.
 
-    area: in the grid's CRS. features: columns prompt and geometry, in the grid's CRS. Imagery that cannot be read stays grey.
+    area: in the grid's CRS. features: columns prompt and geometry, in any CRS. Imagery that cannot be read stays grey.
     """
-    geobox = _window(area, grid)
+    geobox, features = _window(area, grid), features.to_crs(grid.crs)
     rgb, valid = _imagery(scenes, geobox)
     rgb[~valid] = int(NO_IMAGERY[1:3], 16)
     height, width = geobox.shape

@@ -334,7 +334,8 @@ def _source(each: _Found, names: Sequence[str], bands: tuple[int, ...]) -> Sourc
     resolution = sqrt(abs(transform[0] * transform[4] - transform[1] * transform[3])) if transform else None
     gsd = next((band[key] for band in _bands(each, names[0])[:1] for key in ("gsd", "spatial_resolution") if band.get(key)), None)
     gsd = first.get("gsd") or gsd or said.get("gsd")
-    return Source(each.item.id, each.footprint, assets, code, resolution, None if gsd is None else float(gsd))
+    taken = each.item.datetime.isoformat() if each.item.datetime else None
+    return Source(each.item.id, each.footprint, assets, code, resolution, None if gsd is None else float(gsd), datetime=taken)
 
 
 def _asset(each: _Found, name: str, wanted: tuple[int, ...]) -> Asset:

@@ -63,6 +63,8 @@ class Source:
     """Native pixel edge in units of crs; None where the item does not say."""
     gsd: float | None = None
     """Ground sample distance in metres; None where the item does not say."""
+    datetime: str | None = None
+    """RFC 3339: when it was taken; None where the item does not say, or names an interval."""
 
     def __post_init__(self) -> None:
         count = sum(len(asset.bands) for asset in self.assets)

@@ -21,7 +21,7 @@ from tests.conftest import PROMPTS, rasters
 def test_a_map_scored_against_its_own_features_is_perfect(serial: Path, tmp_path: Path) -> None:
     features = gpd.read_parquet(serial / "features.parquet")
     for prompt in PROMPTS:
-        features[features["prompt"] == prompt].to_file(tmp_path / f"{prompt}.gpkg")
+        features.loc[features["prompt"] == prompt, ["prompt", "geometry"]].to_file(tmp_path / f"{prompt}.gpkg")
         assert evaluate(Folder(str(serial)), polygon_truth(str(tmp_path / f"{prompt}.gpkg")))[prompt].iou == 1.0
 
 

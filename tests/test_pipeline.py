@@ -156,7 +156,7 @@ def test_min_area_leaves_out_small_features_only(catalog: Path, serial: Path, tm
     request = ask(catalog, min_area=100.0)
     run(request, tmp_path / "run")
     every, large = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
-    assert set(large["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
+    assert set(large["id"]) == set(every.loc[every["area_m2"] >= 100, "id"])
     assert verify(Folder(str(tmp_path / "run"))).holes == []
 
 
