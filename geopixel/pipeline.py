@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
+from pyproj import CRS
 from shapely import Geometry
 
 from geopixel import features, ledger, mosaic, polygonize, provenance, publish
@@ -60,24 +61,27 @@ class MapRequest:
     resolution: float | None = None
     crs: str | None = None
     threshold: float = 0.5
-    min_area: float | Mapping[str, float] = 0.0
-    """Square metres; like the next two one for all prompts, or one for each prompt that is named."""
-    fill_holes: float | Mapping[str, float] = 0.0
+    min_area: Mapping[str, float] = field(default_factory=dict)
+    """By prompt, those that are not named 0; as are the next two. Square metres."""
+    fill_holes: Mapping[str, float] = field(default_factory=dict)
     """Square metres."""
-    simplify: float | Mapping[str, float] = 0.0
+    simplify: Mapping[str, float] = field(default_factory=dict)
     """Metres."""
     orthogonalize: tuple[str, ...] = ()
     """The prompts whose outlines get right angles."""
 
+    def __post_init__(self) -> None:
+        for name in ("min_area", "fill_holes", "simplify"):
+            values = getattr(self, name)
+            if strange := values.keys() - set(self.prompts):
+                raise ValueError(f"{name} is of the prompts {self.prompts}, got {sorted(strange)}")
+            object.__setattr__(self, name, {prompt: float(values.get(prompt, 0)) for prompt in self.prompts})  # one way to say the same
+
     @property
     def outlines(self) -> dict[str, Outline]:
         """By prompt, in order."""
-        values = {name: getattr(self, name) for name in ("min_area", "fill_holes", "simplify")}
         return {
-            prompt: Outline(
-                **{name: value.get(prompt, 0.0) if isinstance(value, Mapping) else value for name, value in values.items()},
-                orthogonalize=prompt in self.orthogonalize,
-            )
+            prompt: Outline(self.min_area[prompt], self.fill_holes[prompt], self.simplify[prompt], prompt in self.orthogonalize)
             for prompt in self.prompts
         }
 
@@ -280,6 +284,8 @@ def make_plan(request: MapRequest, config: GeoPixelConfig, runner: Runner, progr
     )
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
+    if request.orthogonalize and not CRS(grid.crs).is_projected:
+        raise ValueError(f"right angles need a map in metres, and the imagery is in {grid.crs}: choose another CRS, such as EPSG:3857")
     run = Run(request, tuple(scenes), grid)
     progress("survey", 0, 1)
     survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 
 from geopixel.aoi import read_area
 from geopixel.config import DEMO, MapSettings, load_settings
@@ -41,8 +42,8 @@ def map_region(settings: MapSettings) -> int:
     runner = distributed.RayRunner()
     model = settings.model or default_model(runner.device)
     config = read_model_config(model)
-    names = ("collection", "datetime", "max_cloud", "assets", "bands", "stretch", "resolution", "crs", "threshold", "min_area")
-    request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in names})
+    shared = {field.name for field in fields(MapRequest)} & MapSettings.model_fields.keys() - {"catalog", "model"}
+    request = MapRequest(area, settings.prompt, catalog, model, **{name: getattr(settings, name) for name in sorted(shared)})
     with ProgressDisplay() as progress:
         if settings.dry_run:
             plan = make_plan(request, config, runner, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import xarray as xr
 
-from geopixel import ledger
+from geopixel import features, ledger, mosaic
 from geopixel.errors import NoScenesError, RunConflictError
+from geopixel.model.config import find_model
 from geopixel.pipeline import (
     MapRequest,
     Run,
@@ -29,6 +33,7 @@ from geopixel.pipeline import (
     scene_from_json,
     scene_to_json,
     tile_flops,
+    trace_features,
 )
 from geopixel.storage import Folder
 from geopixel.types import HALO, Grid, Tile, TileImage, TilePrediction
@@ -108,7 +113,7 @@ def test_overlapping_areas_give_equal_answers(catalog: Path, serial: Path, tmp_p
     np.testing.assert_array_equal(one["status"].values[common], other["status"].values[common])
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": 5.0}, {"resolution": 1.0}])
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": {"building": 5.0}}, {"resolution": 1.0}])
 def test_a_folder_with_another_run_is_refused_untouched(catalog: Path, serial: Path, change: dict[str, float]) -> None:
     before = {path: path.stat().st_mtime_ns for path in serial.rglob("*")}
     with pytest.raises(RunConflictError, match=next(iter(change))):
@@ -153,11 +158,51 @@ def test_scenes_survive_json(serial: Path) -> None:
 
 
 def test_min_area_leaves_out_small_features_only(catalog: Path, serial: Path, tmp_path: Path) -> None:
-    request = ask(catalog, min_area=100.0)
+    request = ask(catalog, min_area=dict.fromkeys(PROMPTS, 100.0))
     run(request, tmp_path / "run")
     every, large = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
     assert set(large["id"]) == set(every.loc[every["area_m2"] >= 100, "id"])
     assert verify(Folder(str(tmp_path / "run"))).holes == []
+
+
+def test_outlines_are_drawn_as_asked_prompt_by_prompt(serial: Path) -> None:
+    """What is asked of buildings leaves water as it is; and no two buildings overlap, however they are drawn."""
+    folder = Folder(str(serial))
+    plain, blocks = load_run(folder), mosaic.blocks_of(ledger.load_plan(folder))
+    asked = {"simplify": {"building": 1.0}, "fill_holes": {"building": 20.0}, "orthogonalize": ("building",)}
+    drawn = trace_features(replace(plain, request=replace(plain.request, **asked)), folder, blocks)
+    before = trace_features(plain, folder, blocks)
+    water, exact_water = (table.filter(pc.equal(table["prompt"], "water")).drop_columns("run_id") for table in (drawn, before))
+    assert water.equals(exact_water)
+    assert set(drawn["run_id"].to_pylist()).isdisjoint(before["run_id"].to_pylist())
+    buildings, exact = (shapely.from_wkb(table.filter(pc.equal(table["prompt"], "building"))["geometry"].to_pylist()) for table in (drawn, before))
+    assert shapely.is_valid(buildings).all()
+    assert shapely.get_num_coordinates(buildings).mean() < shapely.get_num_coordinates(exact).mean() / 2
+    assert shapely.area(buildings).sum() == pytest.approx(shapely.area(shapely.union_all(buildings)), rel=1e-6)
+    assert shapely.area(shapely.intersection(shapely.union_all(buildings), shapely.union_all(exact))) > 0.9 * shapely.area(exact).sum()
+
+
+def test_outlines_of_no_prompt_are_refused(catalog: Path) -> None:
+    with pytest.raises(ValueError, match=r"simplify.*\['road'\]"):
+        ask(catalog, simplify={"road": 1.0})
+    request = ask(catalog, orthogonalize=("building",), crs="EPSG:4326", resolution=5e-6)
+    with pytest.raises(ValueError, match=r"right angles.*EPSG:4326"):
+        make_plan(request, NANO, SerialRunner(), quiet)
+
+
+def test_a_feature_tells_where_it_is_from(serial: Path) -> None:
+    """Weights whose digest sha256sum gives, an item of the catalog, and the run's own id."""
+    folder = Folder(str(serial))
+    stored = folder.get_json("run.json")
+    weights = next(find_model("nano").glob("*.safetensors"))
+    assert stored["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    table = pq.read_table(serial / "features.parquet")
+    assert table.schema.names == features.SCHEMA.names
+    items = {source["item"] for scene in stored["scenes"] for source in scene["sources"]}
+    assert {item for each in table["scene_ids"].to_pylist() for item in each} <= items
+    assert (set(table["run_id"].to_pylist()), set(table["weights_sha256"].to_pylist())) == ({stored["id"]}, {stored["weights_sha256"]})
+    assert pc.min(table["mask_score"]).as_py() >= 0
+    assert table["touches_edge"].to_pylist().count(True) > 0
 
 
 class Recorder:
