@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("touches_edge", pa.bool_(), nullable=False),  # a pixel of it lies beside one without an answer: there may be more of it
         pa.field("part_of", pa.string()),  # id of what it was cut from: all parts of an endless thing have the same; null: it is whole
-        pa.field("geometry", pa.large_binary(), nullable=False),  # WKB, OGC:CRS84, outer rings counter-clockwise
+        pa.field("geometry", pa.binary(), nullable=False),  # WKB, OGC:CRS84, outer rings counter-clockwise
         pa.field("bbox", pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")]), nullable=False),
     ]
 )
@@ -227,8 +227,14 @@ def _part_of(objects: pa.Table, prompts: Sequence[str], origin: Origin) -> pa.Ar
     return pc.replace_with_mask(nothing, objects["whole_row"].is_valid().combine_chunks(), pa.array(ids, pa.string()))
 
 
-def _geometry(lonlat: Rings, bounds: np.ndarray) -> pa.LargeBinaryArray:
-    """WKB, of those that cross the antimeridian cut there."""
+def _geometry(lonlat: Rings, bounds: np.ndarray) -> pa.ChunkedArray:
+    """WKB, of those that cross the antimeridian cut there. In chunks: one could hold 2 GB only."""
+    wkb = _cut_at_antimeridian(lonlat, bounds)
+    chunks = [wkb[start : start + ROWS_PER_GROUP].cast(pa.binary()) for start in range(0, len(wkb), ROWS_PER_GROUP)]
+    return pa.chunked_array(chunks, pa.binary())
+
+
+def _cut_at_antimeridian(lonlat: Rings, bounds: np.ndarray) -> pa.LargeBinaryArray:
     geometry, crossing = lonlat.to_wkb(), _crosses(bounds)
     if not crossing.any():
         return geometry
