@@ -117,7 +117,7 @@ def build_features(objects: pa.Table, outlines: Mapping[str, Outline], origin: O
     columns |= {
         "area_m2": pa.array(area[order]),
         "perimeter_m": pa.array(length[order]),
-        "geometry": _geometry(lonlat.take(order), bounds),
+        "geometry": _geometry(lonlat, order, bounds),
         "bbox": pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], fields=list(SCHEMA.field("bbox").type)),
     }
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
@@ -227,22 +227,21 @@ def _part_of(objects: pa.Table, prompts: Sequence[str], origin: Origin) -> pa.Ar
     return pc.replace_with_mask(nothing, objects["whole_row"].is_valid().combine_chunks(), pa.array(ids, pa.string()))
 
 
-def _geometry(lonlat: Rings, bounds: np.ndarray) -> pa.ChunkedArray:
-    """WKB, of those that cross the antimeridian cut there. In chunks: one could hold 2 GB only."""
-    wkb = _cut_at_antimeridian(lonlat, bounds)
+def _geometry(lonlat: Rings, order: np.ndarray, bounds: np.ndarray) -> pa.ChunkedArray:
+    """WKB in this order, of those that cross the antimeridian cut there. bounds: in this order too. In chunks: one could hold 2 GB only."""
+    wkb = lonlat.to_wkb(order)
+    if (crossing := _crosses(bounds)).any():
+        wkb = pc.replace_with_mask(wkb, pa.array(crossing), _cut_at_antimeridian(lonlat.take(order[crossing]).to_shapely()))
     chunks = [wkb[start : start + ROWS_PER_GROUP].cast(pa.binary()) for start in range(0, len(wkb), ROWS_PER_GROUP)]
     return pa.chunked_array(chunks, pa.binary())
 
 
-def _cut_at_antimeridian(lonlat: Rings, bounds: np.ndarray) -> pa.LargeBinaryArray:
-    geometry, crossing = lonlat.to_wkb(), _crosses(bounds)
-    if not crossing.any():
-        return geometry
-    across = shapely.transform(lonlat.take(np.flatnonzero(crossing)).to_shapely(), lambda points: np.where(points < (0, -90), points + (360, 0), points))
+def _cut_at_antimeridian(polygons: np.ndarray) -> pa.LargeBinaryArray:
+    across = shapely.transform(polygons, lambda points: np.where(points < (0, -90), points + (360, 0), points))
     east, west = (shapely.intersection(across, shapely.box(low, -90, low + 180, 90)) for low in (0, 180))
     halves = [shapely.get_parts([one, shapely.transform(other, lambda points: points - (360, 0))]) for one, other in zip(east, west, strict=True)]
     cut = [shapely.orient_polygons(shapely.MultiPolygon(list(parts))) for parts in halves]
-    return pc.replace_with_mask(geometry, pa.array(crossing), pa.array(shapely.to_wkb(cut), pa.large_binary()))
+    return pa.array(shapely.to_wkb(cut), pa.large_binary())
 
 
 def _crosses(bounds: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ LONG_EDGE = 1000.0
 
 _CELL = 4096
 """Pixels along the edge of the cells, counted from the CRS origin, in each of which a projection is a polynomial: the same for every run."""
-_NODES = 5
-"""Along the edge of a cell, where PROJ is asked."""
+_NODES = 4
+"""Along the edge of a cell, where PROJ is asked. _weights is written for four."""
 _HEADER, _COUNT, _POINT, _POLYGON, _BYTE_ORDER = 9, 4, 16, 3, int(sys.byteorder == "little")
 """Of WKB: bytes before the rings, before the points of a ring, and of a point; the code of a polygon, and of this machine's byte order."""
 _ELLIPSOID = Geod(ellps="WGS84")
@@ -63,9 +63,10 @@ class Rings:
     def to_shapely(self) -> np.ndarray:
         return shapely.from_ragged_array(shapely.GeometryType.POLYGON, self.points, (self.rings, self.polygons))
 
-    def to_wkb(self) -> pa.LargeBinaryArray:
-        content, offsets = _write(self.points, self.rings, self.polygons)
-        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), [None, pa.py_buffer(offsets), pa.py_buffer(content)])
+    def to_wkb(self, order: np.ndarray) -> pa.LargeBinaryArray:
+        """The polygons of these indexes, in that order."""
+        content, offsets = _write(self.points, self.rings, self.polygons, order)
+        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(order), [None, pa.py_buffer(offsets), pa.py_buffer(content)])
 
     def __len__(self) -> int:
         return len(self.polygons) - 1
@@ -108,7 +109,7 @@ def join(parts: list[Rings]) -> Rings:
 def project(points: np.ndarray, grid: Grid) -> np.ndarray:
     """(n, 2) float64 columns and rows of a grid as longitude, -180 to 180, and latitude in CRS84, within PROJECTION_ERROR of what PROJ says.
 
-    PROJ is asked at some points of every cell; between them a polynomial of fourth degree in column and row (Lagrange) is ten times quicker,
+    PROJ is asked at some points of every cell; between them a polynomial of third degree in column and row (Lagrange) is ten times quicker,
     and as smooth as projections are. Where one is not (its pole, its rim), PROJ is asked for every point of the cell.
     """
     to_lonlat = Transformer.from_crs(grid.crs, CRS84, always_xy=True)
@@ -173,10 +174,8 @@ def _spread(cells: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _basis(shares: np.ndarray) -> np.ndarray:
-    """(n, _NODES) Lagrange's polynomials at shares of a cell's edge."""
-    nodes = np.linspace(0, 1, _NODES)
-    others = [np.delete(nodes, index) for index in range(_NODES)]
-    return np.stack([((shares[:, None] - other) / (node - other)).prod(axis=1) for node, other in zip(nodes, others, strict=True)], axis=1)
+    """(n, _NODES) Lagrange's polynomials at shares of a cell's edge, with nodes at 0, 1/3, 2/3 and 1."""
+    return np.array([_weights(3 * share) for share in shares.tolist()])
 
 
 def _cells(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,28 +194,20 @@ def _cells(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @compiled
 def _interpolate(points: np.ndarray, cell: np.ndarray, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     found = np.empty_like(points)
-    across, down = np.empty(_NODES), np.empty(_NODES)
-    scale = np.empty(_NODES)
-    for node in range(_NODES):
-        scale[node] = 1.0
-        for other in range(_NODES):
-            if other != node:
-                scale[node] *= (node - other) / (_NODES - 1)
     for point in range(len(points)):
         k = cell[point]
-        u, v = points[point, 0] / _CELL - cells[k, 0], points[point, 1] / _CELL - cells[k, 1]
-        for node in range(_NODES):
-            across[node], down[node] = 1 / scale[node], 1 / scale[node]
-            for other in range(_NODES):
-                if other != node:
-                    across[node] *= u - other / (_NODES - 1)
-                    down[node] *= v - other / (_NODES - 1)
+        # In thirds of a cell, so that the nodes are at 0, 1, 2 and 3.
+        u, v = 3 * (points[point, 0] / _CELL - cells[k, 0]), 3 * (points[point, 1] / _CELL - cells[k, 1])
+        across = _weights(u)
+        down = _weights(v)
         x = y = 0.0
         for i in range(_NODES):
+            row_x = row_y = 0.0
             for j in range(_NODES):
-                weight = down[i] * across[j]
-                x += weight * values[k, i, j, 0]
-                y += weight * values[k, i, j, 1]
+                row_x += across[j] * values[k, i, j, 0]
+                row_y += across[j] * values[k, i, j, 1]
+            x += down[i] * row_x
+            y += down[i] * row_y
         if x < -180 or x > 180:
             x -= 360 * math.floor((x + 180) / 360)
         found[point, 0], found[point, 1] = x, y
@@ -224,31 +215,52 @@ def _interpolate(points: np.ndarray, cell: np.ndarray, cells: np.ndarray, values
 
 
 @compiled
+def _weights(u: float) -> tuple[float, float, float, float]:
+    a, b, c = u - 1, u - 2, u - 3
+    return -a * b * c / 6, u * b * c / 2, -u * a * c / 2, u * a * b / 6
+
+
+@compiled
 def _measure(points: np.ndarray, rings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Area, length and longest edge of every ring."""
+    """Area, length and longest edge of every ring. Angles of edges up to LONG_EDGE are small: their functions are short series."""
     count = len(rings) - 1
     area, length, longest = np.zeros(count), np.zeros(count), np.zeros(count)
     for ring in range(count):
-        # tan(beta / 2), beta the authalic latitude: sin(beta) = q / q_pole.
-        before = 0.0
+        sine_before = half_before = 0.0
         for point in range(rings[ring], rings[ring + 1]):
             sine = math.sin(math.radians(points[point, 1]))
-            q = (1 - _E2) * (sine / (1 - _E2 * sine * sine) + math.atanh(_E * sine) / _E) / _Q_POLE
-            q = max(-1.0, min(1.0, q))
-            half = q / (1 + math.sqrt(1 - q * q))
+            q = (1 - _E2) * sine * (1 / (1 - _E2 * sine * sine) + _atanh_ratio(_E2 * sine * sine)) / _Q_POLE
+            half = q / (1 + math.sqrt(max(0.0, 1 - q * q)))  # tan(beta / 2), beta the authalic latitude: sin(beta) = q / q_pole
             if point > rings[ring]:
                 turn = points[point, 0] - points[point - 1, 0]
                 turn -= 360 * np.rint(turn / 360)
                 across, down = math.radians(turn), math.radians(points[point, 1] - points[point - 1, 1])
-                area[ring] -= 2 * math.atan(math.tan(across / 2) * (half + before) / (1 + half * before))
-                middle = math.radians((points[point, 1] + points[point - 1, 1]) / 2)
-                w = 1 - _E2 * math.sin(middle) ** 2
-                edge = _A / math.sqrt(w) * math.hypot(across * math.cos(middle), down * (1 - _E2) / w)
+                area[ring] -= _atan(_tan(across / 2) * (half + half_before) / (1 + half * half_before))
+                middle = (sine + sine_before) / (2 - down * down / 4)  # sine of the latitude half way: over twice cos(down / 2)
+                w = 1 - _E2 * middle * middle
+                east, north = across * math.sqrt(max(0.0, 1 - middle * middle)), down * (1 - _E2) / w
+                edge = _A * math.sqrt((east * east + north * north) / w)
                 length[ring] += edge
                 longest[ring] = max(longest[ring], edge)
-            before = half
-        area[ring] *= _A * _A * _Q_POLE / 2
+            sine_before, half_before = sine, half
+        area[ring] *= _A * _A * _Q_POLE
     return area, length, longest
+
+
+@compiled
+def _atanh_ratio(square: float) -> float:
+    """atanh(x) / x by x squared, to the last bit up to the eccentricity of the Earth."""
+    return 1 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9 + square * (1 / 11 + square / 13)))))
+
+
+@compiled
+def _tan(x: float) -> float:
+    return x * (1 + x * x / 3) if abs(x) < 2e-4 else math.tan(x)
+
+
+@compiled
+def _atan(x: float) -> float:
+    return x * (1 - x * x / 3) if abs(x) < 2e-4 else math.atan(x)
 
 
 @compiled
@@ -313,15 +325,14 @@ def _read(content: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @compiled
-def _write(points: np.ndarray, rings: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    count = len(polygons) - 1
-    offsets = np.zeros(count + 1, np.int64)
-    for each in range(count):
+def _write(points: np.ndarray, rings: np.ndarray, polygons: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.zeros(len(order) + 1, np.int64)
+    for index, each in enumerate(order):
         first, last = polygons[each], polygons[each + 1]
-        offsets[each + 1] = offsets[each] + _HEADER + _COUNT * (last - first) + _POINT * (rings[last] - rings[first])
+        offsets[index + 1] = offsets[index] + _HEADER + _COUNT * (last - first) + _POINT * (rings[last] - rings[first])
     content = np.empty(offsets[-1], np.uint8)
-    for each in range(count):
-        at = offsets[each]
+    for index, each in enumerate(order):
+        at = offsets[index]
         content[at] = _BYTE_ORDER
         put(content, at + 1, np.uint32(_POLYGON))
         put(content, at + 5, np.uint32(polygons[each + 1] - polygons[each]))
