@@ -90,10 +90,10 @@ def merge(parts: pa.Table, square: int = SQUARE) -> pa.Table:
     Blocks of any size that lie in one square each and do not overlap; in any order and grouping: stitch(merge(a + b) + c) is
     stitch(a + merge(b + c)). What has touched the rim of its block goes on counting as such. Raises ValueError where parts overlap.
     """
-    is_open = parts["open"].to_numpy()
-    pieces = _take(parts, np.flatnonzero(is_open))
+    parts = parts.combine_chunks()  # a column of hundreds of chunks is slow to filter
+    pieces = parts.filter(parts["open"])
     merged, _ = _join(pieces, _squares(pieces, square))
-    return pa.concat_tables([_take(parts, np.flatnonzero(~is_open)), merged])
+    return pa.concat_tables([parts.filter(pc.invert(parts["open"])), merged])
 
 
 def stitch(parts: pa.Table, square: int = SQUARE) -> pa.Table:
@@ -102,14 +102,14 @@ def stitch(parts: pa.Table, square: int = SQUARE) -> pa.Table:
     What comes out equals a trace of the whole raster in one piece, vertex for vertex, cut where it is larger than a square. The blocks are
     of any size and in any order, but each lies in one square. Raises ValueError where parts overlap.
     """
-    is_open = parts["open"].to_numpy()
-    pieces = _take(parts, np.flatnonzero(is_open))
+    parts = parts.combine_chunks()
+    pieces = parts.filter(parts["open"])
     whole = _wholes(pieces, square)
     large = whole >= 0
     tables = [parts, _join_by_prompt(pieces.filter(~large)), _cut(pieces, whole, square)] if large.any() else [parts, _join_by_prompt(pieces)]
     every = pa.concat_tables(tables).select(OBJECTS.names)
-    rows = np.concatenate((np.flatnonzero(~is_open), np.arange(len(parts), len(every))))
-    return _take(every, rows[_in_order(*(every[name].to_numpy()[rows] for name in ("prompt", "row", "column")))])
+    rows = np.concatenate((np.flatnonzero(~parts["open"].to_numpy()), np.arange(len(parts), len(every))))
+    return every.take(pa.array(rows[_in_order(*(every[name].to_numpy()[rows] for name in ("prompt", "row", "column")))]))
 
 
 def _trace(
@@ -234,21 +234,6 @@ def _in_order(prompt: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.nda
     return np.argsort((prompt.astype(np.int64) * (row.max() + 1) + row) * (column.max() + 1) + column, kind="stable")
 
 
-def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The rows in this order. As Table.take, which however copies the geometry twice when it comes in chunks."""
-    chunks = [(np.frombuffer(chunk.buffers()[2] or b"", np.uint8), _offsets(chunk)) for chunk in table["geometry"].chunks if len(chunk)]
-    sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in chunks)])
-    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes[rows])))
-    places = np.full(len(table), -1, np.int64)
-    places[rows] = ends[:-1]
-    target, start = pa.allocate_buffer(int(ends[-1])), 0
-    for content, offsets in chunks:
-        runs.scatter(content, offsets, places[start : start + len(offsets) - 1], np.frombuffer(target, np.uint8))
-        start += len(offsets) - 1
-    taken = table.drop_columns("geometry").combine_chunks().take(pa.array(rows))
-    return taken.append_column(table.schema.field("geometry"), _binary(target, ends)).select(table.column_names)
-
-
 def _scene_lists(seen: np.ndarray, count: int) -> pa.Array:
     """seen: object << 16 | scene, in any order and number."""
     seen = np.unique(seen)
@@ -271,13 +256,9 @@ def _offsets(geometry: pa.LargeBinaryArray) -> np.ndarray:
     return np.frombuffer(geometry.buffers()[1], np.int64)[geometry.offset : geometry.offset + len(geometry) + 1]
 
 
-def _binary(content: pa.Buffer, offsets: np.ndarray) -> pa.LargeBinaryArray:
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), content])
-
-
 def _table(prompt: int, columns: Mapping[str, np.ndarray | pa.Array], geometry: tuple[np.ndarray, np.ndarray]) -> pa.Table:
     content, offsets = geometry
-    wkb = _binary(pa.py_buffer(content), offsets)
+    wkb = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(content)])
     nulls = pa.nulls(len(wkb), pa.int64())
     arrays = {**columns, "prompt": np.full(len(wkb), prompt), "whole_row": nulls, "whole_column": nulls, "geometry": wkb}
     return pa.table([pa.array(arrays[field.name], field.type) for field in PARTS], schema=PARTS)

@@ -335,15 +335,6 @@ def meet(
 
 
 @compiled
-def scatter(content: np.ndarray, offsets: np.ndarray, places: np.ndarray, target: np.ndarray) -> None:
-    """Copies the items of content that have a place in target, -1: none, to there."""
-    for each in range(len(places)):
-        if places[each] >= 0:
-            size = offsets[each + 1] - offsets[each]
-            target[places[each] : places[each] + size] = content[offsets[each] : offsets[each + 1]]
-
-
-@compiled
 def sorting(values: np.ndarray) -> np.ndarray:
     """What sorts integers from zero up, by counting."""
     free = np.zeros(values.max() + 2, np.int64)
