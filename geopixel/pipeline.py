@@ -69,6 +69,8 @@ MAX_ATTEMPTS = 3
 
 CHANGEABLE = ("threshold", "min_area", "fill_holes", "simplify", "orthogonalize", "allow_holes", "cog")
 """Fields of a request that a folder's run may be asked for anew with other values: nothing that was looked at depends on them."""
+BESIDES = ("allow_holes", "shards", "cog", "describe")
+"""Fields of a request that shape no feature."""
 PUBLISHED = (features.FEATURES, publish.ITEM, publish.QUICKLOOK, publish.REPORT)
 """What a run shows to others: there only while the run is finished."""
 
@@ -164,8 +166,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Of the request and the scenes: equal for two runs that ask for the same and find the same."""
-        told = {"request": self.request.to_json(), "scenes": [scene_to_json(scene) for scene in self.scenes]}
+        """Of the request and the scenes: equal for two runs that ask for the same features and find the same scenes."""
+        request = {name: value for name, value in self.request.to_json().items() if name not in BESIDES}
+        told = {"request": request, "scenes": [scene_to_json(scene) for scene in self.scenes]}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
