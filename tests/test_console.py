@@ -31,7 +31,8 @@ def test_the_plan_says_what_will_be_done(catalog: Path, tmp_path: Path, capsys: 
     print_plan(plan, folder, 3.0)
     said = capsys.readouterr().out
     hours = f"{plan.cost.device_hours['cuda']:.3g} GPU-hours"
-    for words in (f"{plan.cost.to_read}: ", "EPSG:32633", "megapixels", "2024-06-01", "assumed rates", hours, "at 3 a GPU-hour", "outside the area", f"{tmp_path}/plan.parquet"):
+    named = ("EPSG:32633", "megapixels", "2024-06-01", "assumed rates", "at 3 a GPU-hour", "outside the area")
+    for words in (f"{plan.cost.to_read}: ", hours, f"{tmp_path}/plan.parquet", *named):
         assert words in said
     assert "guessed" not in said
     assert ledger.load_plan(folder) == plan.tiles
