@@ -36,6 +36,7 @@ USAGE = "map_region.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] [op
 EXAMPLES = """examples:
   map_region.py --catalog demo --prompt building --prompt water
   map_region.py --aoi aoi.geojson --prompt building --prompt "swimming pool" --datetime 2020/2022 --dry-run
+  map_region.py --aoi aoi.geojson --prompt building --prompt road --min-area 5 --min-area building=20 --orthogonalize building
   map_region.py --aoi -96.80,46.85,-96.75,46.90 --prompt road --out s3://bucket/fargo
   ray job submit --working-dir . -- python jobs/map_region.py --config region.toml --out s3://bucket/region
 """
@@ -69,6 +70,31 @@ def _pair(value: Any) -> Any:
     if value is not None and (not isinstance(value, Sequence) or len(value) != 2):
         raise ValueError(f"takes two numbers LOW HIGH, got {value}")
     return value
+
+
+def _by_prompt(value: Any, info: ValidationInfo) -> dict[str, float]:
+    """A number of every prompt: one number is that of all, "building=20" that of one; a list has several, a TOML table one for each of its keys."""
+    prompts = info.data.get("prompt", ())
+    words = [f"{name}={number}" for name, number in value.items()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    named: dict[str, float] = {}
+    for word in words:
+        name, _, number = str(word).rpartition("=")
+        name = " ".join(name.split())
+        try:
+            amount = float(number)
+        except ValueError:
+            raise ValueError(f"takes a number, or one of a prompt such as {(prompts or ('building',))[0]}=20, got {word!r}") from None
+        if not 0 <= amount < float("inf"):
+            raise ValueError(f"must not be negative, got {word}")
+        if name and prompts and name not in prompts:
+            raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{_suggestion(name, list(prompts))}")
+        if name in named:
+            raise ValueError(f"is given twice for {name or 'all prompts'}")
+        named[name] = amount
+    return {prompt: named.get(prompt, named.get("", 0.0)) for prompt in prompts}
+
+
+NumberByPrompt = Annotated[dict[str, float], BeforeValidator(_by_prompt)]
 
 
 class MapSettings(BaseSettings):
@@ -136,7 +162,17 @@ class MapSettings(BaseSettings):
         min_length=1,
     )
     threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
-    min_area: float = _flag("finding", "M2", "leave out polygons smaller than this, in square metres (default: 0)", 0.0, ge=0)
+    min_area: NumberByPrompt = _flag("outlines", "[PROMPT=]M2", "leave out features smaller than this, in square metres (default: 0)", 0.0)
+    fill_holes: NumberByPrompt = _flag("outlines", "[PROMPT=]M2", "fill holes smaller than this, in square metres, with what lies in them (default: 0)", 0.0)
+    simplify: NumberByPrompt = _flag(
+        "outlines",
+        "[PROMPT=]M",
+        "leave out corners whose triangle is smaller than the square of this many metres; neighbours go on sharing their edges (default: 0)",
+        0.0,
+    )
+    orthogonalize: Annotated[tuple[str, ...], BeforeValidator(_listed)] = _flag(
+        "outlines", "PROMPT", "give the outlines of this prompt right angles, as buildings have; repeat it for further prompts (default: none)", ()
+    )
     describe: bool = _flag("what comes out", "", "also say what every tile shows, in words tied to the polygons: captions.parquet", False)
     allow_holes: bool = _flag(
         "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
@@ -239,6 +275,14 @@ class MapSettings(BaseSettings):
         if profile is not None and not Path(profile).expanduser().is_file():
             raise ValueError(f"{profile!r} is not a file")
         return profile
+    @field_validator("orthogonalize")
+    @classmethod
+    def _right_angles_are_of_prompts(cls, named: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        named, prompts = tuple(" ".join(name.split()) for name in named), info.data.get("prompt", ())
+        for name in named:
+            if prompts and name not in prompts:
+                raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{_suggestion(name, list(prompts))}")
+        return tuple(prompt for prompt in prompts if prompt in named)
 
     @field_validator("crs")
     @classmethod
@@ -278,6 +322,10 @@ class MapSettings(BaseSettings):
         return self
 
 
+BY_PROMPT = {name for name, field in MapSettings.model_fields.items() if field.annotation == dict[str, float]}
+"""Settings that are a number of every prompt."""
+
+
 def load_settings(argv: Sequence[str] | None = None) -> MapSettings:
     """The settings of the command line argv (default: this process's), over those of the TOML file that its --config names.
 
@@ -287,10 +335,12 @@ def load_settings(argv: Sequence[str] | None = None) -> MapSettings:
         flags = _flags()
         given = _parse(flags.root_parser, sys.argv[1:] if argv is None else argv)
         keys = _read_toml(Path(given["config"]).expanduser()) if "config" in given else {}
+        origins = dict.fromkeys(keys.keys() - given.keys(), f" (in {given.get('config')})")
+        for name in BY_PROMPT & given.keys():  # pydantic-settings has ideas of its own of PROMPT=NUMBER
+            keys[name] = given.pop(name)
         try:
             return CliApp.run(MapSettings, cli_args=given, cli_settings_source=flags, **keys)
         except ValidationError as error:
-            origins = dict.fromkeys(keys.keys() - given.keys(), f" (in {given.get('config')})")
             raise ValueError("; ".join(_explain(detail, origins) for detail in error.errors())) from None
     except ValueError as error:
         print(f"map_region: error: {error}", file=sys.stderr)
@@ -316,6 +366,8 @@ def _flags() -> CliSettingsSource[_Parser]:
             options["metavar"] = shown["metavar"]
         if options["dest"] == "stretch":  # two words or "LOW,HIGH"
             options |= {"action": "extend", "nargs": "+", "metavar": ("LOW", "HIGH")}
+        if options["dest"] in BY_PROMPT:
+            options |= {"action": "append"}
         if (title := shown["group"]) not in groups:
             groups[title] = parser.add_argument_group(title)
         groups[title].add_argument(*names, **options)
@@ -338,7 +390,8 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
     if unknown:
         flags = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in MapSettings.model_fields.items()]
         raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
-    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in vars(given).items()}
+    listed = {name for name, value in vars(given).items() if isinstance(value, list)} - BY_PROMPT
+    return {name: json.dumps(value) if name in listed else value for name, value in vars(given).items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 import xarray as xr
+from pyproj import CRS
 from shapely import Geometry
 
-from geopixel import features, lease, ledger, mosaic, polygonize, publish
+from geopixel import features, lease, ledger, mosaic, polygonize, provenance, publish
 from geopixel.assignment import Assignment, assign_sources
 from geopixel.cost import PlanCost, Spent, estimate_cost, square_km
 from geopixel.errors import ReadError, RunConflictError
+from geopixel.features import Outline
 from geopixel.imagery import read_tile
-from geopixel.model.config import GeoPixelConfig
+from geopixel.model.config import GeoPixelConfig, find_model
 from geopixel.search import MAX_ITEMS, SCENES, Findings, search_catalog, store_scenes
 from geopixel.search.choice import Rule
 from geopixel.storage import Folder
@@ -63,7 +67,7 @@ FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
 MAX_ATTEMPTS = 3
 """A tile that was begun this often without a result kills its workers: it is set aside as failed."""
 
-CHANGEABLE = ("threshold", "min_area", "allow_holes", "cog")
+CHANGEABLE = ("threshold", "min_area", "fill_holes", "simplify", "orthogonalize", "allow_holes", "cog")
 """Fields of a request that a folder's run may be asked for anew with other values: nothing that was looked at depends on them."""
 PUBLISHED = (features.FEATURES, publish.ITEM, publish.QUICKLOOK, publish.REPORT)
 """What a run shows to others: there only while the run is finished."""
@@ -99,8 +103,14 @@ class MapRequest:
     resolution: float | None = None
     crs: str | None = None
     threshold: float = 0.5
-    min_area: float = 0.0
+    min_area: Mapping[str, float] = field(default_factory=dict)
+    """By prompt, those that are not named 0; as are the next two. Square metres."""
+    fill_holes: Mapping[str, float] = field(default_factory=dict)
     """Square metres."""
+    simplify: Mapping[str, float] = field(default_factory=dict)
+    """Metres."""
+    orthogonalize: tuple[str, ...] = ()
+    """The prompts whose outlines get right angles."""
     describe: bool = False
     """Also say what every tile shows."""
     allow_holes: bool = False
@@ -109,6 +119,21 @@ class MapRequest:
     """Masks in Zarr shards, not in chunks alone."""
     cog: bool = False
     """Masks as COGs too."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_area", "fill_holes", "simplify"):
+            values = getattr(self, name)
+            if strange := values.keys() - set(self.prompts):
+                raise ValueError(f"{name} is of the prompts {self.prompts}, got {sorted(strange)}")
+            object.__setattr__(self, name, {prompt: float(values.get(prompt, 0)) for prompt in self.prompts})  # one way to say the same
+
+    @property
+    def outlines(self) -> dict[str, Outline]:
+        """By prompt, in order."""
+        return {
+            prompt: Outline(self.min_area[prompt], self.fill_holes[prompt], self.simplify[prompt], prompt in self.orthogonalize)
+            for prompt in self.prompts
+        }
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; equal requests give equal ones."""
@@ -134,6 +159,14 @@ class Run:
     request: MapRequest
     scenes: tuple[Scene, ...]
     grid: Grid
+    weights_sha256: str = ""
+    """Of the model; empty while the run is only planned."""
+
+    @property
+    def id(self) -> str:
+        """Of the request and the scenes: equal for two runs that ask for the same and find the same."""
+        told = {"request": self.request.to_json(), "scenes": [scene_to_json(scene) for scene in self.scenes]}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def guesses(self) -> list[str]:
@@ -262,7 +295,7 @@ def _work(
     """What is left to do of a run. clock: when its stages began."""
     request = run.request
     todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed)
-    _reopen(folder, request)
+    _reopen(folder, run)
 
     clock["look"] = time.monotonic()
     progress("tiles", 0, len(todo))
@@ -335,11 +368,12 @@ def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Sum
     return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0, plan=plan, spent=spent)
 
 
-def _reopen(folder: Folder, request: MapRequest) -> None:
+def _reopen(folder: Folder, run: Run) -> None:
     """From here on run.json says what is asked for now and that it is not finished, and nothing that is published looks as if it were."""
     stored = folder.get_json(RUN)
-    if "finished" in stored or stored["request"] != request.to_json():
-        folder.put_json(RUN, {name: value for name, value in stored.items() if name != "finished"} | {"request": request.to_json()})
+    asked = {"id": run.id, "request": run.request.to_json()}
+    if "finished" in stored or any(stored[name] != value for name, value in asked.items()):
+        folder.put_json(RUN, {name: value for name, value in stored.items() if name != "finished"} | asked)
     for path in (*PUBLISHED, publish.CAPTIONS, *folder.list("cog")):
         folder.delete(path)
 
@@ -378,7 +412,9 @@ def _publish(
     """What is made of the finished blocks. submission: what this one took until now. Returns what the run came to, for run.json."""
     prompts = run.request.prompts
     progress("publish", 0, 1)
-    found, dropped = _trace(run, folder, blocks)
+    table = trace_features(run, folder, blocks)
+    folder.put(features.FEATURES, features.encode(table))
+    found = _outlines(table)
     for index in range(len(prompts)) if run.request.cog else ():
         mosaic.write_cog(folder, index)
     if run.request.describe:
@@ -390,9 +426,8 @@ def _publish(
         publish.store_captions(folder, seen, described, found, threshold=run.request.threshold)
     finished = {
         "tiles": ledger.recount(tiles, states),
-        "features": {prompt: int((found["prompt"] == prompt).sum()) for prompt in prompts},
-        "km2": {prompt: float(found.loc[found["prompt"] == prompt, "area_m2"].sum() / 1e6) for prompt in prompts},
-        "pixels_below_min_area": dropped,
+        "features": {prompt: pc.sum(pc.equal(table["prompt"], prompt)).as_py() or 0 for prompt in prompts},
+        "km2": {prompt: (pc.sum(table["area_m2"].filter(pc.equal(table["prompt"], prompt))).as_py() or 0.0) / 1e6 for prompt in prompts},
     }
     backdrop = publish.read_backdrop(run.scenes, run.grid, run.area)
     failed = [tile for tile in tiles if states[tile.id] == "failed"]
@@ -428,13 +463,20 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
 def _store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
     """run.json is written last: a folder without it holds no run yet."""
     assert plan.findings is not None, "a new plan comes from a search"
+    run = replace(plan.run, weights_sha256=_weights_sha256(plan.run.request.model))
     with folder.reached():
         if folder.exists(RUN):
             raise RunConflictError(f"another driver began a run in {folder.url} meanwhile: submit again to go on with it")
         store_scenes(folder, plan.findings)
         ledger.store_plan(folder, plan.tiles)
-        folder.put_json(RUN, _run_json(plan))
-    return plan.run, plan.tiles
+        folder.put_json(RUN, _run_json(replace(plan, run=run)))
+    return run, plan.tiles
+
+
+def _weights_sha256(model: str) -> str:
+    from geopixel.model.checkpoint import weights_sha256  # loads torch
+
+    return weights_sha256(find_model(model))
 
 
 def load_run(folder: Folder) -> Run:
@@ -442,7 +484,7 @@ def load_run(folder: Folder) -> Run:
     stored = folder.get_json(RUN)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["request"].items()}
     request = MapRequest(**values | {"area": shapely.from_wkt(values["area"])})
-    return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]))
+    return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]), stored["weights_sha256"])
 
 
 def make_plan(
@@ -472,6 +514,8 @@ def make_plan(
     scenes = findings.scenes
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
+    if request.orthogonalize and not CRS(grid.crs).is_projected:
+        raise ValueError(f"right angles need a map in metres, and the imagery is in {grid.crs}: choose another CRS, such as EPSG:3857")
     run = Run(request, scenes, grid)
     for guess in run.guesses:
         logging.getLogger(__name__).warning("guessed for %s", guess)
@@ -577,26 +621,31 @@ def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], s
     told = run.request.threshold, [(tile.id, states[tile.id]) for tile in tiles]
     made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     if features.parts_states(folder, block) != made_from:
+        predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in tiles if tile.decided is None}
+        prompts = len(run.request.prompts)
         blended = mosaic.mosaic_block(
-            block,
-            tiles,
-            lambda tile: ledger.load_prediction(folder, tile.id, states[tile.id]),
-            prompts=len(run.request.prompts),
-            threshold=run.request.threshold,
-            area=run.area,
+            block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=run.area
         )
         mosaic.write_block(folder, block, blended)
-        parts = polygonize.trace_block(blended.mask, blended.confidence, left=block.left, top=block.top)
+        origin = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=run.area)
+        parts = polygonize.trace_block(
+            blended.mask, blended.confidence, left=block.left, top=block.top, scene=origin.scene, scores=origin.scores, edge=origin.edge
+        )
         features.store_parts(folder, block, parts, made_from)
     return block.id
 
 
-def _trace(run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]]) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
-    """Stitches what the blocks hold and stores the features. Returns them and the pixels that min_area dropped, by prompt."""
-    objects = polygonize.stitch(features.load_parts(folder, blocks))
-    found, dropped = features.build_features(objects, run.grid, run.request.prompts, run.scenes, min_area=run.request.min_area)
-    features.store_features(folder, found)
-    return found, dropped
+def trace_features(run: Run, folder: Folder, blocks: Iterable[Block]) -> pa.Table:
+    """The features of the run, as features.SCHEMA has them, from what the blocks hold."""
+    origin = features.Origin(run.grid, run.scenes, _ground_sample_distance(run), run.request.model, run.weights_sha256, run.id)
+    return features.build_features(polygonize.stitch(features.load_parts(folder, blocks)), run.request.outlines, origin)
+
+
+def _outlines(found: pa.Table) -> gpd.GeoDataFrame:
+    """What pictures and captions need of the features: id, prompt, area_m2 and geometry, in OGC:CRS84."""
+    polygons = shapely.from_wkb(found["geometry"].to_numpy(zero_copy_only=False))
+    columns = {name: found[name].to_numpy(zero_copy_only=False) for name in ("id", "prompt", "area_m2")}
+    return gpd.GeoDataFrame(columns, geometry=polygons, crs="OGC:CRS84")
 
 
 def _ground_sample_distance(run: Run) -> float:
@@ -642,7 +691,9 @@ def _spent(run: Run, folder: Folder, tiles: Tiles, states: Mapping[str, State], 
 
 def _run_json(plan: Plan) -> dict[str, Any]:
     return {
+        "id": plan.run.id,
         "request": plan.run.request.to_json(),
+        "weights_sha256": plan.run.weights_sha256,
         "grid": asdict(plan.run.grid),
         "scenes": [scene_to_json(scene) for scene in plan.run.scenes],
         "plan": asdict(plan.cost),

@@ -93,6 +93,8 @@ class Source:
     """Percent; None where the item does not say."""
     quality: Quality | None = None
     """Where its clouds are; None: nobody says."""
+    datetime: str | None = None
+    """RFC 3339: when it was taken; None where the item does not say, or names an interval."""
 
     def __post_init__(self) -> None:
         count = sum(len(asset.bands) for asset in self.assets)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import zarr
 from pyarrow import ArrowInvalid
 
-from geopixel import ledger, mosaic
-from geopixel.features import FEATURES
-from geopixel.pipeline import RUN, Run, check_finished, load_run
+from geopixel import features, ledger, mosaic
+from geopixel.pipeline import Run, check_finished, load_run, trace_features
 from geopixel.storage import Folder
 from geopixel.types import BLOCK_SIZE, STATUS_CODES, Block, State, Tile
 
@@ -34,7 +35,6 @@ class Verdict:
 def verify(folder: Folder) -> Verdict:
     """Recounts tiles, pixels and features. Raises FileNotFoundError where the folder holds no run, ValueError where its run never ended."""
     check_finished(folder)
-    stored = folder.get_json(RUN)
     tiles = ledger.load_plan(folder)
     states = ledger.read_states(folder, tiles)
     counts = ledger.recount(tiles, states)
@@ -50,8 +50,9 @@ def verify(folder: Folder) -> Verdict:
     if len(states) == len(tiles) and not broken:
         if not folder.exists(f"{mosaic.MASKS}/zarr.json"):
             return Verdict(counts, {}, [*holes, f"{mosaic.MASKS} is missing"])
-        holes += _check_mosaic(folder, load_run(folder), tiles, states, pixels, present)
-        holes += _check_features(folder, present, stored["finished"]["pixels_below_min_area"])
+        run = load_run(folder)
+        holes += _check_mosaic(folder, run, tiles, states, pixels, present)
+        holes += _check_features(folder, run, mosaic.blocks_of(tiles), present)
     return Verdict(counts, dict(pixels), holes)
 
 
@@ -103,17 +104,30 @@ def _check_mosaic(folder: Folder, run: Run, tiles: Sequence[Tile], states: Mappi
     return holes
 
 
-def _check_features(folder: Folder, present: Mapping[str, int], dropped: Mapping[str, int]) -> list[str]:
-    """Every pixel of the published raster is in a polygon, or in one that min_area left out."""
-    try:
-        table = gpd.read_parquet(BytesIO(folder.get(FEATURES)))
-    except FileNotFoundError:
-        return [f"{FEATURES} is missing"]
+def _check_features(folder: Folder, run: Run, blocks: Iterable[Block], present: Mapping[str, int]) -> list[str]:
+    """The traced parts have every pixel of the published raster, and the features are what these parts give."""
     holes = []
+    try:
+        parts = features.load_parts(folder, blocks)
+        traced = {prompt: parts.filter(pc.equal(parts["prompt"], index)) for index, prompt in enumerate(present)}
+    except (ArrowInvalid, OSError) as error:
+        return [f"traced blocks cannot be read: {error}"]
     for prompt, count in present.items():
-        traced = int(table.loc[table["prompt"] == prompt, "pixels"].sum()) + dropped[prompt]
-        if traced != count:
-            holes.append(f"{prompt!r} is {count} pixels in {mosaic.MASKS} and {traced} in {FEATURES}")
+        if (found := pc.sum(traced[prompt]["pixels"]).as_py() or 0) != count:
+            holes.append(f"{prompt!r} is {count} pixels in {mosaic.MASKS} and {found} in the traced blocks")
+    try:
+        stored = pq.read_table(BytesIO(folder.get(features.FEATURES)))
+    except FileNotFoundError:
+        return [*holes, f"{features.FEATURES} is missing"]
+    except ArrowInvalid as error:
+        return [*holes, f"{features.FEATURES} cannot be read: {error}"]
+    if stored.schema.names != features.SCHEMA.names:
+        return [*holes, f"{features.FEATURES} has other columns: {', '.join(stored.schema.names)}"]
+    expected = trace_features(run, folder, blocks)
+    if len(stored) != len(expected):
+        holes.append(f"{features.FEATURES} has {len(stored)} features, the traced blocks give {len(expected)}")
+    elif wrong := [name for name in expected.schema.names if stored[name].to_pylist() != expected[name].to_pylist()]:
+        holes.append(f"{features.FEATURES} is not what the traced blocks give: {', '.join(wrong)}")
     return holes
 
 

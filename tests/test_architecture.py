@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = {"types", "errors"}
+GROUND = {"types", "errors", "compiling"}
 BASE = GROUND | {"access", "assignment", "dateline", "profiles", "raster", "storage", "tally"}
-STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "features", "publish", "demo", "aoi"}
+STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "provenance", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
 
@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "types": set(),
+    "compiling": set(),
     "config": set(),
     "access": GROUND,
     "dateline": set(),

@@ -40,7 +40,7 @@ def test_defaults(tmp_path: Path) -> None:
     settings = load_settings(LEAST)
     assert settings.prompt == ("building",)
     assert (settings.catalog, settings.collection) == (PLANETARY_COMPUTER, "naip")
-    assert (settings.model, settings.threshold, settings.min_area, settings.dry_run) == (None, 0.5, 0.0, False)
+    assert (settings.model, settings.threshold, settings.min_area, settings.dry_run) == (None, 0.5, {"building": 0.0}, False)
     assert Path(settings.out).parent == tmp_path / "runs"
 
 
@@ -82,6 +82,36 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
     assert flags.prompt == ("red car, parked", "123")
     assert flags.stretch == (-1.5, 3000.0)
     assert flags.out == str(tmp_path / "here")
+
+
+def test_outlines_are_of_all_prompts_or_of_one() -> None:
+    """A number, a number of a prompt, both in any order, a table; a prompt may have an equals sign in it."""
+    prompts = [*AREA, "--prompt", "swimming pool", "--prompt", "a=b"]
+    settings = load_settings([*prompts, "--min-area", "a=b=20", "--min-area", "5", "--simplify", "swimming  pool=0.5", "--orthogonalize", "a=b"])
+    assert settings.min_area == {"swimming pool": 5.0, "a=b": 20.0}
+    assert settings.simplify == {"swimming pool": 0.5, "a=b": 0.0}
+    assert settings.fill_holes == {"swimming pool": 0.0, "a=b": 0.0}
+    assert settings.orthogonalize == ("a=b",)
+    Path("region.toml").write_text(
+        'aoi = "0,0,1,1"\nprompt = ["swimming pool", "a=b"]\nfill-holes = 3\nsimplify = [1, "a=b=2"]\n[min-area]\n"a=b" = 20\n"swimming pool" = 5'
+    )
+    file = load_settings(["--config", "region.toml", "--simplify", "swimming pool=0.5", "--orthogonalize", "a=b"])
+    assert (file.min_area, file.simplify, file.fill_holes) == (settings.min_area, settings.simplify, {"swimming pool": 3.0, "a=b": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--min-area", "large"], "--min-area takes a number, or one of a prompt such as building=20, got 'large'"),
+        (["--simplify", "building="], "--simplify takes a number, or one of a prompt such as building=20, got 'building='"),
+        (["--fill-holes", "nan"], "--fill-holes must not be negative, got nan"),
+        (["--min-area", "buildin=2"], "--min-area 'buildin' is none of the prompts: building; did you mean building?"),
+        (["--min-area", "1", "--min-area", "2"], "--min-area is given twice for all prompts"),
+        (["--orthogonalize", "road"], "--orthogonalize 'road' is none of the prompts: building"),
+    ],
+)
+def test_outlines_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert refusal(capsys, *LEAST, *words) == said
 
 
 def test_a_flag_wins_over_the_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import xarray as xr
 
-from geopixel import ledger
+from geopixel import features, ledger, mosaic
 from geopixel.errors import NoScenesError, RunConflictError
 from geopixel.evaluation import evaluate_run, rendered_truth
+from geopixel.model.config import find_model
 from geopixel.mosaic import NONE
 from geopixel.pipeline import (
     MAX_ATTEMPTS,
@@ -37,6 +41,7 @@ from geopixel.pipeline import (
     scene_from_json,
     scene_to_json,
     tile_flops,
+    trace_features,
 )
 from geopixel.storage import Folder
 from geopixel.types import HALO, STATUS_CODES, Grid, Tile, TileImage, TilePrediction, TileReceipt
@@ -198,6 +203,10 @@ def test_scenes_survive_json(serial: Path) -> None:
         assert scene_from_json(scene_to_json(scene)) == scene
 
 
+LARGE = dict.fromkeys(PROMPTS, 100.0)
+"""Square metres, by prompt."""
+
+
 class Idle(SerialRunner):
     """A runner that is not to be needed."""
 
@@ -252,8 +261,8 @@ def as_if_fresh(serial: Path, folder: Path, request: MapRequest) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": 100.0}, {"threshold": 0.6, "min_area": 20.0, "cog": True}])
-def test_another_threshold_or_area_makes_anew_what_a_fresh_run_would_hold(catalog: Path, serial: Path, tmp_path: Path, change: dict[str, float]) -> None:
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"min_area": LARGE}, {"threshold": 0.6, "fill_holes": LARGE, "cog": True}])
+def test_another_threshold_or_area_makes_anew_what_a_fresh_run_would_hold(catalog: Path, serial: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     request = ask(catalog, **change)
     fresh = as_if_fresh(serial, tmp_path / "fresh" / "run", request)
     changed = tmp_path / "changed" / "run"
@@ -267,7 +276,7 @@ def test_another_threshold_or_area_makes_anew_what_a_fresh_run_would_hold(catalo
     assert len(list(changed.glob("cog/*.tif"))) == (len(PROMPTS) if "cog" in change else 0)
     every, here = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(changed / "features.parquet")
     if list(change) == ["min_area"]:
-        assert set(here["feature_id"]) == set(every.loc[every["area_m2"] >= 100, "feature_id"])
+        assert set(here["id"]) == set(every.loc[every["area_m2"] >= 100, "id"])
     run(ask(catalog), changed, Idle())
     assert contents(changed) | {"item.json": b""} == contents(serial) | {"item.json": b""}, "and back"
 
@@ -294,6 +303,46 @@ def test_a_run_that_was_ended_says_what_is_missing(catalog: Path, serial: Path, 
         path.unlink()
     with pytest.raises(ValueError, match=f"of {len(ledger.load_plan(folder))} tiles 2 still to be looked at; run the same command again to finish it$"):
         check_finished(folder)
+
+
+def test_outlines_are_drawn_as_asked_prompt_by_prompt(serial: Path) -> None:
+    """What is asked of buildings leaves water as it is; and no two buildings overlap, however they are drawn."""
+    folder = Folder(str(serial))
+    plain, blocks = load_run(folder), mosaic.blocks_of(ledger.load_plan(folder))
+    asked = {"simplify": {"building": 1.0}, "fill_holes": {"building": 20.0}, "orthogonalize": ("building",)}
+    drawn = trace_features(replace(plain, request=replace(plain.request, **asked)), folder, blocks)
+    before = trace_features(plain, folder, blocks)
+    water, exact_water = (table.filter(pc.equal(table["prompt"], "water")).drop_columns("run_id") for table in (drawn, before))
+    assert water.equals(exact_water)
+    assert set(drawn["run_id"].to_pylist()).isdisjoint(before["run_id"].to_pylist())
+    buildings, exact = (shapely.from_wkb(table.filter(pc.equal(table["prompt"], "building"))["geometry"].to_pylist()) for table in (drawn, before))
+    assert shapely.is_valid(buildings).all()
+    assert shapely.get_num_coordinates(buildings).mean() < shapely.get_num_coordinates(exact).mean() / 2
+    assert shapely.area(buildings).sum() == pytest.approx(shapely.area(shapely.union_all(buildings)), rel=1e-6)
+    assert shapely.area(shapely.intersection(shapely.union_all(buildings), shapely.union_all(exact))) > 0.9 * shapely.area(exact).sum()
+
+
+def test_outlines_of_no_prompt_are_refused(catalog: Path) -> None:
+    with pytest.raises(ValueError, match=r"simplify.*\['road'\]"):
+        ask(catalog, simplify={"road": 1.0})
+    request = ask(catalog, orthogonalize=("building",), crs="EPSG:4326", resolution=5e-6)
+    with pytest.raises(ValueError, match=r"right angles.*EPSG:4326"):
+        make_plan(request, NANO, SerialRunner(), quiet)
+
+
+def test_a_feature_tells_where_it_is_from(serial: Path) -> None:
+    """Weights whose digest sha256sum gives, an item of the catalog, and the run's own id."""
+    folder = Folder(str(serial))
+    stored = folder.get_json("run.json")
+    weights = next(find_model("nano").glob("*.safetensors"))
+    assert stored["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    table = pq.read_table(serial / "features.parquet")
+    assert table.schema.names == features.SCHEMA.names
+    items = {source["item"] for scene in stored["scenes"] for source in scene["sources"]}
+    assert {item for each in table["scene_ids"].to_pylist() for item in each} <= items
+    assert (set(table["run_id"].to_pylist()), set(table["weights_sha256"].to_pylist())) == ({stored["id"]}, {stored["weights_sha256"]})
+    assert pc.min(table["mask_score"]).as_py() >= 0
+    assert table["touches_edge"].to_pylist().count(True) > 0
 
 
 class Recorder:

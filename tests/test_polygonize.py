@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from geopixel.polygonize import PARTS, merge, stitch, trace_block
-from geopixel.polygonize.runs import compiled
+from geopixel.compiling import compiled
+from geopixel.polygonize import OBJECTS, PARTS, merge, stitch, trace_block
 
 DIAGONAL = np.kron(np.eye(4, dtype=bool), np.ones((2, 2), bool))
 """Squares that touch at corners only, some of them where four blocks of 4 meet."""
@@ -76,8 +76,8 @@ def trace_whole(mask: np.ndarray, levels: np.ndarray, left: int, top: int) -> pa
     """One trace with an empty rim, so that nothing touches an edge."""
     rim = ((0, 0), (1, 1), (1, 1))
     table = trace_block(np.pad(mask, rim), np.pad(levels, rim), left=left - 1, top=top - 1)
-    assert not any(table["touches_edge"].to_pylist())
-    return table.sort_by([("prompt", "ascending"), ("row", "ascending"), ("column", "ascending")])
+    assert not any(table["open"].to_pylist())
+    return table.select(OBJECTS.names).sort_by([("prompt", "ascending"), ("row", "ascending"), ("column", "ascending")])
 
 
 @settings(max_examples=35, deadline=None)
@@ -146,7 +146,7 @@ def test_polygons_are_those_of_gdal(mask: np.ndarray) -> None:
     assert table["pixels"].to_pylist() == scipy.ndimage.sum_labels(mask, labels, every).tolist()
     assert table["confidence_sum"].to_pylist() == scipy.ndimage.sum_labels(levels.astype(np.int64), labels, every).tolist()
     rim = np.pad(np.zeros(np.maximum(np.array(mask.shape) - 2, 0), bool), 1, constant_values=True)[: mask.shape[0], : mask.shape[1]]
-    assert table["touches_edge"].to_pylist() == [label in labels[rim] for label in every]
+    assert table["open"].to_pylist() == [label in labels[rim] for label in every]
 
 
 @settings(max_examples=40, deadline=None)
@@ -221,7 +221,7 @@ def test_what_has_no_place_in_a_cache_iscompiled_all_the_same() -> None:
 
 def test_nothing_gives_an_empty_table() -> None:
     nothing = np.zeros((2, 8, 8), np.uint8)
-    assert stitch(trace_block(nothing, nothing, left=0, top=0)).equals(PARTS.empty_table())
+    assert stitch(trace_block(nothing, nothing, left=0, top=0)).equals(OBJECTS.empty_table())
 
 
 def test_no_answer_is_no_object() -> None:
@@ -236,3 +236,81 @@ def test_bad_masks_are_refused() -> None:
         trace_block(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), left=0, top=0)
     with pytest.raises(ValueError, match="float64"):
         trace_block(np.zeros((1, 4, 4)), np.zeros((1, 4, 4), np.uint8), left=0, top=0)
+
+
+def planes_of(shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Scenes, an edge and scores of a raster, (2, 3) of them, each for a sixth of it."""
+    rng = np.random.default_rng(3)
+    scores = np.array([[[0.25, np.nan, 0.5], [0.75, 1, 0]]], np.float32)
+    return {"scene": rng.integers(0, 4, shape).astype(np.uint16), "edge": rng.random(shape) < 0.1, "scores": scores}
+
+
+def cut_by_hand(mask: np.ndarray, square: int, left: int, top: int) -> list[tuple[np.ndarray, tuple[int, int] | None]]:
+    """The objects of a raster as (height, width) bool, in reading order, with the first pixel (row, column) of the whole where they are cut."""
+    labels, count = scipy.ndimage.label(mask)
+    rows, columns = np.indices(mask.shape) + np.array([top, left])[:, None, None]
+    found: list[tuple[np.ndarray, tuple[int, int] | None]] = []
+    for label in range(1, count + 1):
+        whole = labels == label
+        first = tuple((np.argwhere(whole)[0] + (top, left)).tolist())
+        if max(np.ptp(rows[whole]), np.ptp(columns[whole])) < square:
+            found.append((whole, None))
+            continue
+        squares = np.stack((rows // square, columns // square))
+        for one in np.unique(squares[:, whole], axis=1).T:
+            pieces, several = scipy.ndimage.label(whole & (squares == one[:, None, None]).all(axis=0))
+            found += [(pieces == piece, first) for piece in range(1, several + 1)]
+    return sorted(found, key=lambda each: np.argwhere(each[0])[0].tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks(), st.sampled_from([1, 2, 3, 6]), st.sampled_from([6, 12]), st.integers(-9, 9), st.integers(-9, 9), st.booleans())
+@example(NESTED, 2, 6, 0, 0, True)
+@example(np.ones((12, 12), bool), 3, 6, -6, 1, False)
+@example(LACE, 3, 6, 2, 0, True)
+def test_what_is_larger_than_a_square_is_cut_by_squares(mask: np.ndarray, size: int, square: int, left: int, top: int, in_a_tree: bool) -> None:
+    """Whatever the blocks; and what is known of the pieces is what is known of their pixels."""
+    planes = planes_of(mask.shape)
+    height, width = mask.shape
+    parts = []
+    for y in range(top // size * size, top + height, size):
+        for x in range(left // size * size, left + width, size):
+            window = slice(max(y - top, 0), y + size - top), slice(max(x - left, 0), x + size - left)
+            some = {name: np.ascontiguousarray(planes[name][window]) for name in ("scene", "edge")}
+            block = trace_block(mask[window][None], levels_of(mask)[window][None], left=max(x, left), top=max(y, top), **some)
+            parts.append(block)
+    if in_a_tree:
+        parts = [merge(pa.concat_tables(parts[: len(parts) // 2]), square), merge(pa.concat_tables(parts[len(parts) // 2 :]), square)]
+    objects = stitch(pa.concat_tables(parts), square)
+    expected = cut_by_hand(mask, square, left, top)
+    assert len(objects) == len(expected)
+    for one, (pixels, whole) in zip(objects.to_pylist(), expected, strict=True):
+        theirs = [shapely.geometry.shape(shape) for shape, _ in rasterio.features.shapes(pixels.astype(np.uint8), mask=pixels, connectivity=4)]
+        moved = shapely.transform(theirs, lambda points: points + (left, top))
+        assert normalised(shapely.from_wkb([one["geometry"]])) == normalised(moved)
+        assert (one["whole_row"], one["whole_column"]) == (whole or (None, None))
+        assert (one["pixels"], one["confidence_sum"]) == (pixels.sum(), levels_of(mask)[pixels].sum())
+        assert one["scenes"] == np.unique(planes["scene"][pixels]).tolist()
+        assert one["touches_edge"] == planes["edge"][pixels].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(masks(12, 12))
+def test_the_score_is_that_of_the_first_pixel(mask: np.ndarray) -> None:
+    scores = planes_of(mask.shape)["scores"]
+    halves = [(mask[None, :, part], scores[:, :, share]) for part, share in ((slice(0, 4), slice(0, 1)), (slice(4, 12), slice(1, 3)))]
+    for parts in (
+        [trace_block(mask[None], levels_of(mask)[None], left=0, top=0, scores=scores)],
+        [trace_block(half, levels_of(half), left=4 * index, top=0, scores=share) for index, (half, share) in enumerate(halves)],
+    ):
+        for one in stitch(pa.concat_tables(parts)).to_pylist():
+            score = scores[0, one["row"] // 6, one["column"] // 4]
+            assert one["score"] == (None if np.isnan(score) else score)
+
+
+def test_bad_planes_are_refused() -> None:
+    mask = np.zeros((1, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="scene is uint16"):
+        trace_block(mask, mask, left=0, top=0, scene=np.zeros((4, 5), np.uint16))
+    with pytest.raises(ValueError, match="edge is bool"):
+        trace_block(mask, mask, left=0, top=0, edge=mask[0])

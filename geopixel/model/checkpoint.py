@@ -7,6 +7,7 @@ one, what is dropped is never touched, and a shard is mapped anew after every si
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -132,6 +133,17 @@ def find_shards(folder: Path) -> list[Path]:
         if shards := sorted(folder.glob(pattern)):
             return shards
     raise CheckpointError(f"no weights in {folder}: neither {SAFETENSORS[1]} nor {BIN[1]}")
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the files of weights, one after the other in order of their names: of a single one what sha256sum says. Raises CheckpointError
+    as find_shards does."""
+    digest = hashlib.sha256()
+    for shard in find_shards(folder):
+        with shard.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -9,11 +9,10 @@ number of the object that a run belongs to, objects in reading order of their fi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
+
+from geopixel.compiling import compiled, get_double, get_uint32, put
 
 WORD = 8
 """Pixels that are looked at together."""
@@ -22,14 +21,6 @@ _ALL_OBJECT, _ALL_NONE = np.uint64(0x0101010101010101), np.uint64(0xFFFFFFFFFFFF
 _BYTE_ORDER, _POLYGON = int(sys.byteorder == "little"), 3
 _HEADER, _COUNT, _POINT = 9, 4, 16
 """Bytes of WKB: byte order, type and number of rings of a polygon; number of points of a ring; x and y."""
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compiled when it is first called, and kept beside the package or in the user's cache; anew in each process where neither can be written."""
-    try:
-        return numba.njit(function, cache=True)
-    except RuntimeError:  # numba finds no place for its cache
-        return numba.njit(function)
 
 
 @compiled
@@ -96,10 +87,15 @@ def connect(sides: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @compiled
 def measure(
-    sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, confidence: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels, sum of confidence, and whether it touches the raster's edge, of every object."""
-    pixels, total, touches = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.bool_)
+    sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, confidence: np.ndarray, scene: np.ndarray, edge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, sum of confidence, whether a pixel lies on an edge and whether one is on the raster's rim, of every object; and every scene that an
+    object has pixels of, as object << 16 | scene, some of them more than once. scene and edge: empty where all pixels are of scene 0 and no edge."""
+    pixels, total = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    on_edge, on_rim = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    last = np.full(count, -1, np.int32)
+    seen = np.empty(count + 1, np.int64)
+    told = 0
     height, width = confidence.shape
     for row in range(height):
         for run in range(first[row] // 2, first[row + 1] // 2):
@@ -109,8 +105,21 @@ def measure(
             for column in range(start, stop):
                 levels += confidence[row, column]
             total[each] += levels
-            touches[each] |= start == 0 or stop == width or row == 0 or row == height - 1
-    return pixels, total, touches
+            on_rim[each] |= start == 0 or stop == width or row == 0 or row == height - 1
+            if edge.size:
+                for column in range(start, stop):
+                    on_edge[each] |= edge[row, column]
+            if not scene.size:
+                stop = start + 1
+            for column in range(start, stop):
+                here = scene[row, column] if scene.size else 0
+                if here != last[each]:
+                    last[each] = here
+                    if told == len(seen):
+                        seen = np.concatenate((seen, np.empty_like(seen)))
+                    seen[told] = np.int64(each) << 16 | here
+                    told += 1
+    return pixels, total, on_edge, on_rim, seen[:told]
 
 
 @compiled
@@ -166,28 +175,17 @@ def link(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int) ->
 
 
 @compiled
-def copy(source: np.ndarray, source_at: int, target: np.ndarray, target_at: int, count: int) -> None:
-    for byte in range(count):  # quicker than slices, which are made to be views
-        target[target_at + byte] = source[source_at + byte]
-
-
-@compiled
 def write(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, left: int, top: int) -> tuple[np.ndarray, np.ndarray]:
     """WKB of every object: bytes, and the offsets at which objects begin and end."""
     following, vertices, rings = link(sides, first, owner, count)
     offsets = np.zeros(count + 1, np.int64)
     offsets[1:] = np.cumsum(_HEADER + rings * (_COUNT + _POINT) + vertices * _POINT)
     content = np.empty(offsets[-1], np.uint8)
-    number, point = np.empty(1, np.uint32), np.empty(2, np.float64)
-    number_bytes, point_bytes = number.view(np.uint8), point.view(np.uint8)
     cursor = offsets[:-1].copy()
     for each in range(count):
-        at = cursor[each]
-        content[at] = _BYTE_ORDER
-        number[0] = _POLYGON
-        copy(number_bytes, 0, content, at + 1, _COUNT)
-        number[0] = rings[each]
-        copy(number_bytes, 0, content, at + 5, _COUNT)
+        content[cursor[each]] = _BYTE_ORDER
+        put(content, cursor[each] + 1, np.uint32(_POLYGON))
+        put(content, cursor[each] + 5, np.uint32(rings[each]))
         cursor[each] += _HEADER
     for row in range(len(first) - 1):
         for start in range(first[row], first[row + 1]):
@@ -197,10 +195,8 @@ def write(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, l
             each = owner[start // 2]
             begin = cursor[each]
             at = begin + _COUNT
-            point[0], point[1] = left + sides[start], top + row
             if start & 1 == 0:
-                copy(point_bytes, 0, content, at, _POINT)
-                at += _POINT
+                at = _put_point(content, at, left + sides[start], top + row)
             side = start
             y = row + (start & 1)
             while following[side] >= 0:
@@ -208,20 +204,21 @@ def write(sides: np.ndarray, first: np.ndarray, owner: np.ndarray, count: int, l
                 after = following[side]
                 following[side] = -1
                 if sides[after] != sides[side]:
-                    point[0], point[1] = left + sides[side], top + y
-                    copy(point_bytes, 0, content, at, _POINT)
-                    point[0] = left + sides[after]
-                    copy(point_bytes, 0, content, at + _POINT, _POINT)
-                    at += 2 * _POINT
+                    at = _put_point(content, at, left + sides[side], top + y)
+                    at = _put_point(content, at, left + sides[after], top + y)
                 side = after
             if start & 1:
-                point[0], point[1] = left + sides[start], top + row
-                copy(point_bytes, 0, content, at, _POINT)
-                at += _POINT
-            number[0] = (at - begin - _COUNT) // _POINT
-            copy(number_bytes, 0, content, begin, _COUNT)
+                at = _put_point(content, at, left + sides[start], top + row)
+            put(content, begin, np.uint32((at - begin - _COUNT) // _POINT))
             cursor[each] = at
     return content, offsets
+
+
+@compiled
+def _put_point(content: np.ndarray, at: int, x: int, y: int) -> int:
+    put(content, at, np.float64(x))
+    put(content, at + _POINT // 2, np.float64(y))
+    return at + _POINT
 
 
 @compiled
@@ -231,7 +228,7 @@ def read(content: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarr
     first is empty where polygons overlap. Takes time in proportion to sides, rows and columns: edges are put in order by counting.
     """
     # Vertical edges: column, row of the upper end, rows, and 1 for a right side.
-    column, begin, length, kind = vertical_edges(content, offsets)
+    column, begin, length, kind, _ = edges(content, offsets, 1)
     left, top = column.min(), begin.min()
     order = sorting(column - left)
     height = (begin + length).max() - top
@@ -267,33 +264,74 @@ def read(content: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @compiled
-def vertical_edges(content: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Column, first row, rows, and 0 for a left or 1 for a right side, of every vertical edge of polygons that write wrote."""
-    capacity = (offsets[-1] - offsets[0]) // (2 * _POINT)  # every other edge is vertical
-    column, begin, length = np.empty(capacity, np.int64), np.empty(capacity, np.int64), np.empty(capacity, np.int32)
-    kind = np.empty(capacity, np.uint8)
-    number, point = np.empty(1, np.uint32), np.empty(2, np.float64)
-    number_bytes, point_bytes = number.view(np.uint8), point.view(np.uint8)
-    count = 0
+def bounds(content: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(4, polygons): least column and row, greatest column and row, of polygons that write wrote."""
+    found = np.empty((4, len(offsets) - 1), np.int64)
+    for each in range(len(offsets) - 1):
+        start = offsets[each] + _HEADER + _COUNT
+        left, top = get_double(content, start), get_double(content, start + 8)
+        right, bottom = left, top
+        for at in range(start, start + _POINT * get_uint32(content, start - _COUNT), _POINT):  # of the outer ring
+            x, y = get_double(content, at), get_double(content, at + 8)
+            left, right, bottom = min(left, x), max(right, x), max(bottom, y)
+        found[0, each], found[1, each], found[2, each], found[3, each] = left, top, right, bottom
+    return found
+
+
+@compiled
+def edges(content: np.ndarray, offsets: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The edges along an axis (1: vertical, 0: horizontal) of polygons that write wrote: the line that each lies on (column or row), where it
+    begins on it, its length, 0 or 1 for one side of an object or the other (vertical: 0 left, 1 right), and the number of its polygon."""
+    capacity = (offsets[-1] - offsets[0]) // (2 * _POINT)  # every other edge
+    line, begin, length = np.empty(capacity, np.int64), np.empty(capacity, np.int64), np.empty(capacity, np.int32)
+    kind, polygon = np.empty(capacity, np.uint8), np.empty(capacity, np.int32)
+    count, half = 0, _POINT // 2
     for each in range(len(offsets) - 1):
         at = offsets[each] + _HEADER
         while at < offsets[each + 1]:
-            copy(content, at, number_bytes, 0, _COUNT)
+            end = at + _COUNT + _POINT * get_uint32(content, at)
             at += _COUNT
-            copy(content, at, point_bytes, 0, _POINT)
-            x, y = point[0], point[1]
-            for _ in range(1, number[0]):
-                at += _POINT
-                copy(content, at, point_bytes, 0, _POINT)
-                if point[0] == x:
-                    column[count] = x
-                    begin[count] = min(y, point[1])
-                    length[count] = abs(y - point[1])
-                    kind[count] = y > point[1]
+            across, along = get_double(content, at + half * (1 - axis)), get_double(content, at + half * axis)
+            for point in range(at + _POINT, end, _POINT):
+                new_across, new_along = get_double(content, point + half * (1 - axis)), get_double(content, point + half * axis)
+                if new_across == across:
+                    line[count] = across
+                    begin[count] = min(along, new_along)
+                    length[count] = abs(along - new_along)
+                    kind[count] = along > new_along
+                    polygon[count] = each
                     count += 1
-                x, y = point[0], point[1]
-            at += _POINT
-    return column[:count], begin[:count], length[:count], kind[:count]
+                across, along = new_across, new_along
+            at = end
+    return line[:count], begin[:count], length[:count], kind[:count], polygon[:count]
+
+
+@compiled
+def meet(
+    order: np.ndarray, line: np.ndarray, begin: np.ndarray, length: np.ndarray, kind: np.ndarray, polygon: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of polygons that share some length of an edge, one on either side of it. order: what sorts the edges by line, kind and begin."""
+    one, other = np.empty(len(order), np.int32), np.empty(len(order), np.int32)
+    count = start = 0
+    while start < len(order):
+        middle = start
+        while middle < len(order) and line[order[middle]] == line[order[start]] and kind[order[middle]] == 0:
+            middle += 1
+        end = middle
+        while end < len(order) and line[order[end]] == line[order[start]]:
+            end += 1
+        low, high = start, middle
+        while low < middle and high < end:
+            a, b = order[low], order[high]
+            if begin[a] < begin[b] + length[b] and begin[b] < begin[a] + length[a]:
+                one[count], other[count] = polygon[a], polygon[b]
+                count += 1
+            if begin[a] + length[a] < begin[b] + length[b]:
+                low += 1
+            else:
+                high += 1
+        start = end
+    return one[:count], other[:count]
 
 
 @compiled

@@ -25,7 +25,7 @@ COLOURS = ["#ffd60a", "#00e5ff", "#ff4fd8", "#7cff3a", "#ff8a1f", "#5b8cff", "#c
 FAILED, NO_IMAGERY, OUTLINE, INK, PAPER = "#ff2020", "#808080", "#ffffff", "#f0f0f0", "#1b1d21"
 
 STATE_COLOURS: dict[State, str] = {"ok": "#2fb46e", "empty": "#5b8cff", "nodata": NO_IMAGERY, "cloud": "#d9d9e8", "outside": "#33373d", "failed": FAILED}
-ID, SCORE = "feature_id", "confidence"
+ID, SCORE = "id", "score"
 """Columns of features.parquet: the id of a feature, and the mean probability over it."""
 
 

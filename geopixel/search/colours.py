@@ -30,6 +30,7 @@ def source(each: Found, shown: Shown) -> Source:
         resolution=resolution,
         gsd=None if gsd is None else float(gsd),
         href=each.item.get_self_href(),
+        datetime=each.item.datetime.isoformat() if each.item.datetime else None,
         cloud_cover=None if cloud is None else float(cloud),
         quality=None if quality is None else replace(quality, asset=replace(quality.asset, access=each.access)),
     )

@@ -11,6 +11,10 @@ Time is processor time of this process, not the clock's: both sides run on one t
 measured in a fresh process for each side: the peak of its resident set while it traces (Linux: VmHWM, set back by clear_refs when the
 raster is there), less its resident set just before.
 
+GeoParquet: a feature for every 16 x 16 pixels of 3 m, with its attributes and traced polygon at hand: both sides bring the polygons to longitude and
+latitude, measure them, put them along a Hilbert curve and write the same columns in the same groups of rows. The usual way, GeoDataFrame.to_crs and
+to_parquet, is spared the geodesic measures: its areas are planar. A box of 5 km (in proportion to --size) is read of ours by GeoPandas.
+
 The figures of blending and writing are those of tests/benchmarks/mosaic.py.
 """
 
@@ -22,6 +26,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
+from io import BytesIO
 from math import log
 from pathlib import Path
 from statistics import median
@@ -30,13 +35,17 @@ from typing import TypeVar
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import rasterio.features
 import shapely
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: the table's printing is no part of the package
 
+from geopixel.features import ROWS_PER_GROUP, Origin, Outline, build_features, encode
 from geopixel.polygonize import stitch, trace_block
+from geopixel.types import Asset, Grid, Scene, Source
 from tests.benchmarks import mosaic
 from tests.benchmarks.table import Figure, exit_code, markdown
 
@@ -167,6 +176,89 @@ def peak_in_a_fresh_process(side: str, size: int) -> int:
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+CELL = 16
+GRID = Grid("EPSG:32645", 3.0)
+LEFT, TOP = 27 * 4096, -248 * 4096
+SCENE = Scene("naip", "2021-07-02", (Source("item", shapely.box(-180, -90, 180, 90), (Asset("scene.tif", (1, 2, 3)),), gsd=3.0),))
+MEASURES = ["area_m2", "perimeter_m"]
+
+
+def houses(size: int) -> pa.Table:
+    """Traced: rectangles, some without a corner, one in every cell of a size x size raster."""
+    rng = np.random.default_rng(0)
+    cells, edge = size // CELL, np.arange(CELL)
+    mask = np.empty((cells, CELL, cells, CELL), np.uint8)
+    for row in mask:
+        (top, left), (height, width) = rng.integers(0, 4, (2, cells, 1)), rng.integers(4, 12, (2, cells, 1))
+        (low, inside_y), (far, inside_x) = (
+            (edge >= first + length // 2, (edge >= first) & (edge < first + length)) for first, length in ((top, height), (left, width))
+        )
+        notch = (rng.random((cells, 1)) < 0.3) & low
+        row[:] = (inside_y[:, :, None] & inside_x[:, None, :] & ~(notch[:, :, None] & far[:, None, :])).swapaxes(0, 1)
+    whole = mask.reshape(size, size)
+    return stitch(trace_block(whole[None], whole[None], left=LEFT, top=TOP))
+
+
+def our_file(objects: pa.Table) -> bytes:
+    return encode(build_features(objects, {"house": Outline()}, Origin(GRID, (SCENE,), GRID.resolution, "nano", "ab" * 32, "run")))
+
+
+def usual_file(objects: pa.Table, attributes: pd.DataFrame) -> bytes:
+    """attributes: of the objects, in their order."""
+    pixels = shapely.from_wkb(objects["geometry"].to_numpy(zero_copy_only=False))
+    polygons = shapely.transform(pixels, lambda points: points * (GRID.resolution, -GRID.resolution))
+    frame = gpd.GeoDataFrame(attributes, geometry=polygons, crs=GRID.crs)
+    frame["area_m2"], frame["perimeter_m"] = frame.area, frame.length
+    frame = frame.to_crs("OGC:CRS84")
+    frame = frame.iloc[np.argsort(frame.hilbert_distance().to_numpy())]
+    sink = BytesIO()
+    frame.to_parquet(sink, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0", row_group_size=ROWS_PER_GROUP)
+    return sink.getvalue()
+
+
+def check_same_files(ours: bytes, usual: bytes) -> None:
+    """Raises AssertionError unless both hold the same features."""
+    mine, theirs = (gpd.read_parquet(BytesIO(file)).set_index("id").sort_index() for file in (ours, usual))
+    if mine.index.tolist() != theirs.index.tolist() or not mine.geometry.normalize().geom_equals_exact(theirs.geometry.normalize(), 1e-9).all():
+        raise AssertionError("the files hold other features")
+
+
+def write_files(size: int) -> tuple[int, float, float, bytes]:
+    """Features, median seconds of ours and of the usual way, and our file."""
+    objects = houses(size)
+    described = pq.read_table(BytesIO(our_file(objects))).drop_columns(["geometry", "bbox", *MEASURES]).to_pandas()
+    places = described["id"].str.rsplit("_", n=2, expand=True)[[2, 1]].astype(int)
+    attributes = described.iloc[np.lexsort(places.to_numpy().T[::-1])].reset_index(drop=True)
+    times: dict[str, list[float]] = {"ours": [], "usual way": []}
+    for _ in range(ROUNDS):
+        seconds, ours = timed("ours", lambda: our_file(objects))
+        times["ours"].append(seconds)
+        seconds, usual = timed("usual way", lambda: usual_file(objects, attributes))
+        times["usual way"].append(seconds)
+    times["ours"].append(timed("ours", lambda: our_file(objects))[0])
+    check_same_files(ours, usual)
+    return len(objects), median(times["ours"]), median(times["usual way"]), ours
+
+
+def read_box(file: bytes, metres: float) -> tuple[float, float, float]:
+    """Median seconds to read a box in the middle and everything, and the share of row groups that the box lies in."""
+    every = gpd.read_parquet(BytesIO(file))
+    west, south, east, north = every.total_bounds
+    x, y, half = (west + east) / 2, (south + north) / 2, metres / 2 / 111_195
+    box = (x - half / np.cos(np.radians(y)), y - half, x + half / np.cos(np.radians(y)), y + half)
+    times: dict[str, list[float]] = {"box": [], "all": []}
+    for _ in range(ROUNDS):
+        seconds, some = timed("box", lambda: gpd.read_parquet(BytesIO(file), bbox=box))
+        times["box"].append(seconds)
+        times["all"].append(timed("all", lambda: gpd.read_parquet(BytesIO(file)))[0])
+    if not 0 < len(some) == every.intersects(shapely.box(*box)).sum():
+        raise AssertionError(f"{len(some)} features are read of {every.intersects(shapely.box(*box)).sum()} in the box")
+    bounds = every.bounds.to_numpy()
+    groups = [bounds[start : start + ROWS_PER_GROUP] for start in range(0, len(bounds), ROWS_PER_GROUP)]
+    touched = sum((group[:, :2].min(axis=0) <= box[2:]).all() and (group[:, 2:].max(axis=0) >= box[:2]).all() for group in groups)
+    return median(times["box"]), median(times["all"]), touched / len(groups)
+
+
 def measure(size: int) -> tuple[list[Figure], list[tuple[str, str]]]:
     """The figures, and for each how the usual way and ours came out."""
     megapixels = size**2 / 1e6
@@ -184,6 +276,10 @@ def measure(size: int) -> tuple[list[Figure], list[tuple[str, str]]]:
     growth = log(sum(spent[large]) / sum(spent[small]), (large / small) ** 2)
     stitch_growth = log(stitching / spent[small][1], (large / small) ** 2)
     mine, theirs = (peak_in_a_fresh_process(side, size) for side in ("ours", "usual"))
+    note(f"GeoParquet of {(size // CELL) ** 2} features")
+    count, written, usually_written, file = write_files(size)
+    metres = 5000 * size / 16384
+    box, everything, touched = read_box(file, metres)
     rates = (f"{megapixels / usual:.3g} Mpx/s", f"{megapixels / ours:.3g} Mpx/s")
     return [
         Figure(f"polygonise {size} x {size}, against rasterio.features.shapes -> GeoDataFrame", usual / ours, 20),
@@ -192,6 +288,9 @@ def measure(size: int) -> tuple[list[Figure], list[tuple[str, str]]]:
         Figure(f"{TILE} px tiles, exactly the whole: stitching's share of the time", stitching / (tracing + stitching), 0.15, "", at_most=True),
         Figure(f"tiles traced and stitched: growth with pixels from {small}, exponent", growth, 1.1, "", at_most=True),
         Figure(f"stitching alone: growth with pixels from {small}, exponent", stitch_growth, 1.1, "", at_most=True),
+        Figure(f"GeoParquet of {count} traced polygons, against GeoDataFrame.to_crs and to_parquet", usually_written / written, 4),
+        Figure(f"read a box of {metres / 1000:g} km of them: share of the time", box / everything, 0.1, "", at_most=True),
+        Figure("row groups that it lies in: share", touched, 0.1, "", at_most=True),
     ], [
         (f"{usual:.3g} s", f"{ours:.3g} s"),
         rates,
@@ -199,6 +298,9 @@ def measure(size: int) -> tuple[list[Figure], list[tuple[str, str]]]:
         (f"whole: {ours:.3g} s", f"{tracing:.3g} + {stitching:.3g} s"),
         ("", " -> ".join(f"{sum(spent[edge]):.3g} s" for edge in (small, middle, large))),
         ("", " -> ".join(f"{spent[edge][1]:.3g} s" for edge in (small, middle, large))),
+        (f"{usually_written:.3g} s", f"{written:.3g} s"),
+        (f"everything: {everything:.3g} s", f"{box:.3g} s"),
+        ("", ""),
     ]
 
 

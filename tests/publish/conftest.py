@@ -30,9 +30,9 @@ FAILED_TILE = Tile(GRID, 512, 1294, -11914)
 
 def features_of(shapes: list[shapely.Geometry], prompts: list[str], **columns: Any) -> gpd.GeoDataFrame:
     """In longitude and latitude, as features.parquet has them; areas are those of the plane."""
-    table = {"prompt": prompts, "area_m2": [shape.area for shape in shapes], "confidence": np.linspace(0.6, 0.9, len(shapes))}
+    table = {"prompt": prompts, "area_m2": [shape.area for shape in shapes], "score": np.linspace(0.6, 0.9, len(shapes))}
     frame = gpd.GeoDataFrame(table | columns, geometry=shapes, crs=GRID.crs).to_crs("OGC:CRS84")
-    return frame.astype({"area_m2": float, "confidence": float})
+    return frame.astype({"area_m2": float, "score": float})
 
 
 @pytest.fixture
