@@ -68,8 +68,7 @@ def print_summary(summary: Summary, folder: Folder, gpu_price: float | None) -> 
         table.add_row(*row)
     planned = sum(summary.tiles.values())
     states = ", ".join(f"{count} {state}" for state, count in summary.tiles.items() if count)
-    now = f"{summary.worked} looked at now" if summary.seconds else "finished before: nothing was left to do"
-    table.add_row("tiles", str(planned), f"{states} ({now})")
+    table.add_row("tiles", str(planned), f"{states} ({summary.worked} looked at now)")
     for prompt, count in summary.features.items():
         table.add_row(prompt, "", f"{count} features, {summary.km2[prompt]:.4g} km2")
     if summary.busy is not None:
@@ -77,6 +76,8 @@ def print_summary(summary: Summary, folder: Folder, gpu_price: float | None) -> 
     if summary.seconds:
         table.add_row("seconds", "", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items()))
     _to_stdout().print(table)
+    if not summary.seconds:
+        print("finished before: nothing was left to do")
     outputs = {"features.parquet": "polygons", "masks.zarr": "rasters", "coverage.parquet": "tiles", "report.html": "page"}
     for name, what in outputs.items() if summary.published else [("coverage.parquet", "tiles")]:
         print(f"{what:>9}: {folder.url}/{name}")
@@ -96,10 +97,10 @@ def _rows(plan: Plan, spent: Spent | None, gpu_price: float | None) -> Iterator[
     yield "skipped", _skipped(cost.skipped_km2), _skipped(spent.not_seen_km2) if spent else ""
     yield "to read", f"about {_bytes(cost.read_bytes)}, {cost.megapixels:.4g} megapixels", _bytes(spent.read_bytes) if spent else ""
     yield "survey", _bytes(cost.survey_bytes), ""
-    gpu, cpu = _duration(cost.device_hours["cuda"]), _duration(cost.device_hours["cpu"])
-    yield "model", f"about {gpu} on one GPU, {cpu} on one CPU core (assumed rates)", _duration(spent.model_hours) if spent else ""
+    gpu, cpu = cost.device_hours["cuda"], _duration(cost.device_hours["cpu"])
+    yield "model", f"about {gpu:.3g} GPU-hours, or {cpu} of a CPU core (assumed rates)", _duration(spent.model_hours) if spent else ""
     if gpu_price is not None:
-        price = f"{cost.device_hours['cuda'] * gpu_price:.4g} for {cost.device_hours['cuda']:.3g} GPU-hours at {gpu_price:g}"
+        price = f"about {gpu * gpu_price:.4g} at {gpu_price:g} a GPU-hour"
         yield "cost", price, f"{spent.model_hours * gpu_price:.4g} for {spent.model_hours:.3g} hours at {gpu_price:g}" if spent else ""
     yield "to store", f"up to {_bytes(cost.output_bytes)}", _bytes(spent.output_bytes) if spent else ""
 

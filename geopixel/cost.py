@@ -17,6 +17,9 @@ BLOCK = 512
 RASTER_BYTES = 0.15
 """Of the published rasters, a pixel and prompt, compressed and with overviews: 0.14 on the demo's scenes."""
 
+PAGE_BYTES = 2_500_000
+"""Of the page and the picture of a run, whatever its area."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanCost:
@@ -38,7 +41,7 @@ class PlanCost:
     device_hours: dict[str, float]
     """Of the model on one device, by its kind: cpu, cuda."""
     output_bytes: int
-    """Of logits, if every tile holds something, and rasters."""
+    """Of logits, if every tile holds something, rasters and the page."""
 
     @property
     def to_read(self) -> int:
@@ -96,7 +99,7 @@ def estimate_cost(
         read_bytes=0 if survey is None else round(bytes_to_read(read, survey)),
         survey_bytes=0 if survey is None else int(survey.attrs["bytes_read"]),
         device_hours={device: operations / rate / 3600 for device, rate in rates.items()},
-        output_bytes=len(read) * prompts * mask_size**2 + round(pixels * prompts * RASTER_BYTES),
+        output_bytes=len(read) * prompts * mask_size**2 + round(pixels * prompts * RASTER_BYTES) + PAGE_BYTES,
     )
 
 

@@ -358,10 +358,10 @@ def _missing(dataset: DatasetReader, declared: float | None) -> dict[str, Any]:
 def _read_bands(dataset: DatasetReader, geobox: GeoBox, bands: list[int], missing: dict[str, Any], *, nearest: bool) -> tuple[np.ndarray, np.ndarray]:
     """Raw pixels (bands, height, width) and valid (height, width) bool. missing: of _missing."""
     place = _same_grid(dataset, geobox)
-    if place is not None:
+    if place is not None and dataset.driver == "GTiff":  # of a PNG that is cut short GDAL reads the rest as it likes, without a word; a warp says it
         return _cropped(dataset, geobox, bands, missing, *place)
     shrinkage = _shrinkage(dataset, geobox)
-    resampling = Resampling.nearest if nearest else Resampling.average if shrinkage > DOWNSAMPLED else Resampling.bilinear
+    resampling = Resampling.nearest if nearest or place is not None else Resampling.average if shrinkage > DOWNSAMPLED else Resampling.bilinear
     height, width = geobox.shape
     values = np.empty((len(bands), height, width), dataset.dtypes[0])
     valid = np.empty((height, width), np.bool_)

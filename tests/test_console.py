@@ -30,8 +30,9 @@ def test_the_plan_says_what_will_be_done(catalog: Path, tmp_path: Path, capsys: 
     assert store_dry_plan(folder, plan)
     print_plan(plan, folder, 3.0)
     said = capsys.readouterr().out
-    hours = f"{plan.cost.device_hours['cuda']:.3g} GPU-hours at 3"
-    for words in (f"{plan.cost.to_read}: ", "EPSG:32633", "megapixels", "2024-06-01", "assumed rates", hours, "outside the area", f"{tmp_path}/plan.parquet"):
+    hours = f"{plan.cost.device_hours['cuda']:.3g} GPU-hours"
+    named = ("EPSG:32633", "megapixels", "2024-06-01", "assumed rates", "at 3 a GPU-hour", "outside the area")
+    for words in (f"{plan.cost.to_read}: ", hours, f"{tmp_path}/plan.parquet", *named):
         assert words in said
     assert "guessed" not in said
     assert ledger.load_plan(folder) == plan.tiles
@@ -44,7 +45,7 @@ def test_the_plan_says_what_will_be_done(catalog: Path, tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "the first 3 bands are taken" in said
     assert "keeps its plan" in said
-    assert "GPU-hours" not in said
+    assert "a GPU-hour" not in said
 
 
 def test_the_end_of_a_run_is_the_plan_against_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +62,7 @@ def test_the_end_of_a_run_is_the_plan_against_what_happened(capsys: pytest.Captu
     assert rows["tiles to look at"] == ["5: 4 of 512 px, 1 of 1024 px", "4: 3 of 512 px, 1 of 1024 px"]
     assert rows["skipped"] == ["1.25 km2 outside the area", "1.25 km2 outside the area, 1 km2 failed"]
     assert rows["to read"] == ["about 2.5 MB, 9 megapixels", "2.75 MB"]
-    assert rows["cost"] == ["0.5 for 0.25 GPU-hours at 2", "1 for 0.5 hours at 2"]
+    assert rows["cost"] == ["about 0.5 at 2 a GPU-hour", "1 for 0.5 hours at 2"]
     assert rows["tiles"] == ["7", "3 ok, 1 empty, 2 outside, 1 failed (5 looked at now)"]
     assert rows["building"][1] == "12 features, 0.034 km2"
     for words in ("93 %", "/maps/x/features.parquet", "look 2.0"):
