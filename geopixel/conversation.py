@@ -161,9 +161,6 @@ def _check(dataset: DatasetReader, path: Path) -> None:
         raise ValueError(f"a picture has at least {MIN_EDGE} x {MIN_EDGE} pixels, got {width} x {height} in {path}")
     if height * width > MAX_PIXELS:
         raise ValueError(f"a picture has at most {MAX_PIXELS:,} pixels, got {width} x {height} in {path}; map it in tiles instead")
-    if dataset.driver in ("PNG", "JPEG"):
-        with Image.open(path) as picture:
-            picture.load()  # GDAL gives black for what is missing of these, and no error
 
 
 def _place(dataset: DatasetReader) -> Place | None:
