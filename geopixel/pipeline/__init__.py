@@ -1,0 +1,160 @@
+"""The whole way in order, without Ray: an area and a few words in, a run folder out. This is the specification; distributed.py runs the same
+steps elsewhere. Knows the order of the steps and what a run folder holds; how tiles and blocks are spread over machines is a Runner's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from geopixel import lease, ledger, mosaic, publish
+from geopixel.cost import PlanCost
+from geopixel.model.config import GeoPixelConfig
+from geopixel.pipeline.outputs import PUBLISHED, count_spent, publish_run, trace_features, write_block
+from geopixel.pipeline.planning import make_plan, store_dry_plan, tile_flops
+from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, Summary, scene_from_json, scene_to_json
+from geopixel.pipeline.runners import Runner, SerialRunner
+from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, find_run, load_run, model_of, store_run
+from geopixel.pipeline.tiles import MAX_ATTEMPTS, Seen, assign_tiles, predict_tiles, see_tile
+from geopixel.storage import Folder
+from geopixel.types import TileReceipt, Tiles
+
+__all__ = [
+    "CHANGEABLE",
+    "MAX_ATTEMPTS",
+    "PUBLISHED",
+    "RUN",
+    "Limits",
+    "MapRequest",
+    "Plan",
+    "Progress",
+    "Run",
+    "Runner",
+    "Seen",
+    "SerialRunner",
+    "Summary",
+    "assign_tiles",
+    "check_finished",
+    "find_run",
+    "load_run",
+    "make_plan",
+    "map_area",
+    "model_of",
+    "predict_tiles",
+    "scene_from_json",
+    "scene_to_json",
+    "see_tile",
+    "store_dry_plan",
+    "tile_flops",
+    "trace_features",
+    "write_block",
+]
+
+
+def map_area(
+    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False, limits: Limits = USUAL
+) -> Summary:
+    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
+
+    Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
+    Raises RunConflictError where the folder holds another run.
+    """
+    clock = {"plan": time.monotonic()}
+    found = find_run(folder, request)
+    if found and (done := _finished(folder, *found, retry_failed)):
+        return done
+    if found is None:
+        plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
+    with lease.hold(folder) as held:
+        run, tiles = store_run(folder, plan) if found is None else found
+        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
+
+
+def _work(
+    run: Run, tiles: Tiles, folder: Folder, runner: Runner, progress: Progress, clock: dict[str, float], held: lease.Lease, retry_failed: bool
+) -> Summary:
+    """What is left to do of a run. clock: when its stages began."""
+    request = run.request
+    todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed)
+    _reopen(folder, run)
+
+    clock["look"] = time.monotonic()
+    progress("tiles", 0, len(todo))
+    receipts = []
+    for receipt in runner.look(run, folder, todo) if todo else ():
+        held.check()
+        receipts.append(receipt)
+        progress("tiles", len(receipts), len(todo))
+    states = ledger.read_states(folder, tiles)
+    counts = ledger.recount(tiles, states)
+    ledger.store_coverage(folder, tiles)
+    published = request.allow_holes or not counts["failed"]
+
+    clock["mosaic"] = time.monotonic()
+    if published:
+        blocks = mosaic.blocks_of(tiles)
+        mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards)
+        progress("blocks", 0, len(blocks))
+        for done_blocks, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
+            held.check()
+            progress("blocks", done_blocks, len(blocks))
+
+    clock["publish"] = time.monotonic()
+    finished = publish_run(run, folder, tiles, states, blocks, partial(_submission, clock, receipts), progress) if published else None
+    submission = _submission(clock, receipts)
+    stored = folder.get_json(RUN)
+    stored |= ({"finished": finished} if finished else {}) | {"submissions": [*stored["submissions"], submission]}
+    folder.put_json(RUN, stored)
+    found, spent = finished or {"features": {}, "km2": {}}, count_spent(run, folder, tiles, states, stored["submissions"])
+    plan = Plan(run, tiles, PlanCost.from_json(stored["plan"]))
+    return Summary(counts, found["features"], found["km2"], submission["seconds"], len(receipts), plan, spent, _share(receipts), published)
+
+
+def _submission(clock: Mapping[str, float], receipts: Sequence[TileReceipt]) -> dict[str, Any]:
+    """What this submission took until now, for run.json."""
+    began = list(clock.items())
+    ended = [*(begin for _, begin in began[1:]), time.monotonic()]
+    return {
+        "tiles_looked_at": len(receipts),
+        "seconds": {stage: round(end - begin, 3) for (stage, begin), end in zip(began, ended, strict=True)},
+        "worker_seconds": {
+            "read": round(sum(receipt.read_seconds for receipt in receipts), 3),
+            "predict": round(sum(receipt.predict_seconds for receipt in receipts), 3),
+            "with_model": round(sum(receipt.worker_seconds for receipt in receipts), 3),
+        },
+        "read_bytes": sum(receipt.read_bytes for receipt in receipts),
+        "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
+    }
+
+
+def _share(receipts: Sequence[TileReceipt]) -> float | None:
+    """Of the workers' time, what the model took."""
+    total = sum(receipt.worker_seconds for receipt in receipts)
+    return sum(receipt.predict_seconds for receipt in receipts if receipt.worker_seconds) / total if total else None
+
+
+def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Summary | None:
+    """What a run came to of which no tile is to be looked at, if all that this request asks for is there already."""
+    states, request = ledger.read_states(folder, tiles), run.request
+    if ledger.pending(tiles, states, retry_failed=retry_failed):
+        return None
+    stored = folder.get_json(RUN)
+    cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
+    captions = [publish.CAPTIONS] if request.describe else []
+    outputs = (*PUBLISHED, *captions, ledger.COVERAGE, f"{mosaic.MASKS}/zarr.json", *cogs)
+    if "finished" not in stored or stored["request"] != request.to_json() or not all(map(folder.exists, outputs)):
+        return None
+    finished = stored["finished"]
+    plan, spent = Plan(run, tiles, PlanCost.from_json(stored["plan"])), count_spent(run, folder, tiles, states, stored["submissions"])
+    return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0, plan=plan, spent=spent)
+
+
+def _reopen(folder: Folder, run: Run) -> None:
+    """From here on run.json says what is asked for now and that it is not finished, and nothing that is published looks as if it were."""
+    stored = folder.get_json(RUN)
+    asked = {"id": run.id, "request": run.request.to_json()}
+    if "finished" in stored or any(stored[name] != value for name, value in asked.items()):
+        folder.put_json(RUN, {name: value for name, value in stored.items() if name != "finished"} | asked)
+    for path in (*PUBLISHED, publish.CAPTIONS, *folder.list("cog")):
+        folder.delete(path)
