@@ -28,7 +28,8 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from geopixel.errors import ReadError
-from geopixel.raster import MAX_BLOCK_BYTES, read_memory, read_origins, read_scenes, scenes_near
+from geopixel.raster import read_memory, read_origins, read_scenes, scenes_near
+from geopixel.raster.files import MAX_BLOCK_BYTES
 from geopixel.types import NO_SCENE, Asset, Grid, Scene, Source
 
 WORLD = shapely.box(-180, -90, 180, 90)
@@ -370,7 +371,7 @@ def test_a_read_takes_no_more_memory_than_it_says(tmp_path: Path, edge: int, res
 
 def test_a_file_whose_blocks_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "file.tif", noise((3, 64, 96)), blockysize=64)
-    monkeypatch.setattr("geopixel.raster.MAX_BLOCK_BYTES", 2000)
+    monkeypatch.setattr("geopixel.raster.files.MAX_BLOCK_BYTES", 2000)
     with pytest.raises(ReadError, match="file.tif: its blocks of"):
         read_scenes([scene(path)], HERE)
 

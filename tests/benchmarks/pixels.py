@@ -43,7 +43,7 @@ from geopixel.assignment import assign_sources
 from geopixel.imagery import read_tile
 from geopixel.model.config import published_config
 from geopixel.pipeline import tile_flops
-from geopixel.raster import CACHE_BYTES
+from geopixel.raster.files import CACHE_BYTES
 from geopixel.survey import survey_scenes
 from geopixel.tiling import ground_sample_distance, plan_tiles, project_area, smallest_object, survey_cells
 from geopixel.types import BLOCK_SIZE, HALO, LOGIT_SCALE, Asset, Grid, Scene, Source, Tile, TilePrediction, Tiles
