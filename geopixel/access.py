@@ -26,7 +26,7 @@ from rasterio.io import DatasetReader
 from requests.adapters import HTTPAdapter
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from geopixel.errors import CatalogError, ReadError
+from geopixel.errors import CatalogError, ReadError, root_cause
 from geopixel.types import Asset
 
 BEARER_VARIABLE = "GEOPIXEL_BEARER_TOKEN"
@@ -255,10 +255,7 @@ def _kind(error: Exception) -> str:
         return "a time-out, with part of the body" if "timed out" in str(error) else "a body that ends too early"
     if isinstance(error, json.JSONDecodeError):
         return "a body that is no JSON"
-    root: BaseException = error
-    while root.__context__ or root.__cause__:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment]
-    return f"{NO_CONNECTION} ({_brief(str(root))})"
+    return f"{NO_CONNECTION} ({_brief(str(root_cause(error)))})"
 
 
 def _brief(text: str) -> str:

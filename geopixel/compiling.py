@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numba
 from numba.core import types
 from numba.extending import intrinsic
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compiled when it is first called, and kept beside the package or in the user's cache; anew in each process where neither can be written."""
+def compiled(function: Callable[..., Any], error_model: Literal["python", "numpy"] = "python") -> Any:
+    """Compiled when it is first called, and kept beside the package or in the user's cache; anew in each process where neither can be written.
+    error_model: python looks at every divisor, one by one, numpy divides."""
     try:
-        return numba.njit(function, cache=True)
+        return numba.njit(function, cache=True, error_model=error_model)
     except RuntimeError:  # numba finds no place for its cache
-        return numba.njit(function)
+        return numba.njit(function, error_model=error_model)
 
 
 # Numbers in WKB lie at any byte, and views have to be aligned. Copied byte by byte they take eight times as long.

@@ -27,3 +27,10 @@ class StorageError(GeoPixelError):
 
 class RunConflictError(GeoPixelError):
     """The output folder holds a run with other settings, or another driver works in it; nothing was changed in it."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What an error goes back to: libraries wrap the reason of another in a general one of theirs."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error

@@ -109,7 +109,7 @@ class Shown:
 
 def load_profiles(own: str | None = None) -> tuple[Profile, ...]:
     """The shipped profiles, and before them the user's own, the text of a TOML file. Raises ValueError where that is not a profile."""
-    return _shipped() if own is None else (parse_profile(own, "own"), *_shipped())
+    return _shipped() if own is None else (parse_profile(own, "of --profile"), *_shipped())
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the tiles of a block say of its pixels besides masks: which item each was seen by, where the answers end, and how well the model
+"""What the tiles of a block say of its pixels besides masks and where they were seen: where the answers end, and how well the model
 thinks its masks fit. Knows tiles and their predictions; nothing of blending, polygons or files."""
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ _CELL = TILE_SIZES[0]
 class Provenance:
     """Of the pixels of a block, row 0 in the north."""
 
-    scene: np.ndarray
-    """(BLOCK_SIZE, BLOCK_SIZE) uint16: the item that a pixel is from, as TileImage.scene has it; NO_SCENE where no tile that looked owns it."""
     edge: np.ndarray
     """(BLOCK_SIZE, BLOCK_SIZE) bool: beside a pixel without an answer, be it in this block or the next: outside the area, not observed, failed."""
     scores: np.ndarray
@@ -50,7 +48,7 @@ def trace_provenance(block: Block, tiles: Sequence[Tile], predictions: Mapping[s
     if not shapely.contains_properly(area, rim.extent.geom):
         answered &= rasterio.features.geometry_mask([area], answered.shape, rim.affine, invert=True)
     beside = ~(answered[:-2, 1:-1] & answered[2:, 1:-1] & answered[1:-1, :-2] & answered[1:-1, 2:])
-    return Provenance(np.ascontiguousarray(scene[1:-1, 1:-1]), beside, scores)
+    return Provenance(beside, scores)
 
 
 def _paste(source: np.ndarray, target: np.ndarray, row: int, column: int) -> None:

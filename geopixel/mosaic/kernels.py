@@ -8,11 +8,13 @@ another machine makes again has equal bytes. Loops over one row at a time are wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import numba
 import numpy as np
+
+from geopixel import compiling
+
+compiled = partial(compiling.compiled, error_model="numpy")
 
 _LOG2_E = np.float32(math.log2(math.e))
 _SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
@@ -20,15 +22,6 @@ _SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(
 _BIAS, _MANTISSA = np.float32(127), np.float32(1 << 23)
 """A float32 whose bits are (n + 127) << 23 is 2 ** n (IEEE 754)."""
 _ONE, _NEXT = np.float32(1), np.uint32(1)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compiled when it is first called, and kept beside the package or in the user's cache; anew in each process where neither can be written."""
-    # Python's own error model would look at every divisor, one by one.
-    try:
-        return numba.njit(function, cache=True, error_model="numpy")
-    except RuntimeError:  # numba finds no place for its cache
-        return numba.njit(function, error_model="numpy")
 
 
 @compiled

@@ -30,14 +30,12 @@ def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], s
     made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     if features.parts_states(folder, block) != made_from:
         predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in tiles if tile.decided is None}
-        prompts = len(run.request.prompts)
-        blended = mosaic.mosaic_block(
-            block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=run.area
-        )
+        prompts, area = len(run.request.prompts), run.area
+        blended = mosaic.mosaic_block(block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=area)
         mosaic.write_block(folder, block, blended)
-        origin = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=run.area)
+        origin = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=area)
         parts = polygonize.trace_block(
-            blended.mask, blended.confidence, left=block.left, top=block.top, scene=origin.scene, scores=origin.scores, edge=origin.edge
+            blended.mask, blended.confidence, left=block.left, top=block.top, scene=blended.scene, scores=origin.scores, edge=origin.edge
         )
         features.store_parts(folder, block, parts, made_from)
     return block.id

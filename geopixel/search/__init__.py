@@ -20,7 +20,7 @@ from shapely import Geometry
 
 from geopixel.access import Hosts
 from geopixel.dateline import cut_at_antimeridian
-from geopixel.errors import CatalogError, NoScenesError
+from geopixel.errors import CatalogError, NoScenesError, root_cause
 from geopixel.profiles import Shown, load_profiles, show
 from geopixel.search.catalog import Interval, Query, find_items
 from geopixel.search.choice import Candidate, Rule, choose
@@ -208,8 +208,6 @@ def _document(each: Found) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """The error and what is at its root, on one line."""
-    root = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    root = root_cause(error)
     parts = [f"{type(error).__name__}: {error}"] + ([] if str(root) in str(error) else [str(root)])
     return " ".join(": ".join(parts).split())

@@ -263,7 +263,7 @@ def measure(size: str) -> tuple[list[Figure], list[tuple[str, str]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Speed and memory of the model against the published way, on the CPU.")
-    parser.add_argument("--size", choices=sorted(SIZES), default="mid", help="the mid size takes about 20 minutes on 2 cores")
+    parser.add_argument("--size", choices=sorted(SIZES), default="mid", help="the mid size takes about 35 minutes on 2 cores")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
