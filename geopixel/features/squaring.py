@@ -25,10 +25,14 @@ def square(polygons: np.ndarray) -> np.ndarray:
     if not len(polygons):
         return polygons
     whole, simple = Rings.from_shapely(polygons), Rings.from_shapely(shapely.simplify(polygons, STEPS))
-    squared = Rings(*_square(whole.points, whole.rings, whole.polygons, simple.points, simple.rings, simple.polygons)).to_shapely()
-    union = shapely.area(shapely.union(polygons, np.where(shapely.is_valid(squared), squared, polygons)))
-    shared = shapely.area(squared) + shapely.area(polygons) - union
-    good = shapely.is_valid(squared) & (shared >= ALIKE * union)
+    # Of a small building the steps of the pixels hide where its walls run: its narrowest rectangle is the second guess.
+    tried = []
+    for angles in (_main_directions(simple.points, simple.rings, simple.polygons), _rectangle_directions(polygons)):
+        squared = Rings(*_square(whole.points, whole.rings, whole.polygons, simple.points, simple.rings, simple.polygons, angles)).to_shapely()
+        tried.append((squared, _alike(squared, polygons)))
+    (squared, alike), (other_squared, other_alike) = tried
+    better = other_alike > alike
+    squared, good = np.where(better, other_squared, squared), np.maximum(alike, other_alike) >= ALIKE
     while True:
         drawn = np.where(good, squared, polygons)
         one, other = shapely.STRtree(drawn).query(drawn, predicate="intersects")
@@ -39,24 +43,52 @@ def square(polygons: np.ndarray) -> np.ndarray:
         good[one[overlap]] = good[other[overlap]] = False
 
 
+def _alike(squared: np.ndarray, polygons: np.ndarray) -> np.ndarray:
+    """Intersection over union of each pair; 0 where the first is not valid."""
+    valid = shapely.is_valid(squared)
+    union = shapely.area(shapely.union(polygons, np.where(valid, squared, polygons)))
+    return np.where(valid, (shapely.area(squared) + shapely.area(polygons)) / union - 1, 0)
+
+
+def _rectangle_directions(polygons: np.ndarray) -> np.ndarray:
+    """Radians of a side of the smallest rectangle around each polygon."""
+    points, index = shapely.get_coordinates(shapely.oriented_envelope(polygons), return_index=True)
+    first = np.searchsorted(index, np.arange(len(polygons)))
+    return np.arctan2(*(points[first + 1] - points[first]).T[::-1])
+
+
+@compiled
+def _main_directions(corners: np.ndarray, rings: np.ndarray, polygons: np.ndarray) -> np.ndarray:
+    """Radians of the main direction of each polygon: the mean over the edges of its outer ring, of four times their direction, by the square of
+    their length."""
+    angles = np.empty(len(polygons) - 1)
+    for polygon in range(len(angles)):
+        east = north = 0.0
+        outer = polygons[polygon]
+        for corner in range(rings[outer], rings[outer + 1] - 1):
+            x, y = corners[corner + 1, 0] - corners[corner, 0], corners[corner + 1, 1] - corners[corner, 1]
+            weight, angle = x * x + y * y, 4 * math.atan2(y, x)
+            east += weight * math.cos(angle)
+            north += weight * math.sin(angle)
+        angles[polygon] = math.atan2(north, east) / 4
+    return angles
+
+
 @compiled
 def _square(
-    points: np.ndarray, rings: np.ndarray, polygons: np.ndarray, corners: np.ndarray, corner_rings: np.ndarray, corner_polygons: np.ndarray
+    points: np.ndarray,
+    rings: np.ndarray,
+    polygons: np.ndarray,
+    corners: np.ndarray,
+    corner_rings: np.ndarray,
+    corner_polygons: np.ndarray,
+    angles: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """corners: some of the points, in order, ring by ring. A ring that has no four walls stays as it is, a hole that lost its corners goes."""
     found, found_rings, found_polygons = np.empty((len(points), 2)), np.zeros(len(rings), np.int64), np.zeros(len(polygons), np.int64)
     count = ring_count = 0
     for polygon in range(len(polygons) - 1):
-        # Main direction: the mean over edges, of four times their direction, by the square of their length.
-        east = north = 0.0
-        outer = corner_polygons[polygon]
-        for corner in range(corner_rings[outer], corner_rings[outer + 1] - 1):
-            x, y = corners[corner + 1, 0] - corners[corner, 0], corners[corner + 1, 1] - corners[corner, 1]
-            weight, angle = x * x + y * y, 4 * math.atan2(y, x)
-            east += weight * math.cos(angle)
-            north += weight * math.sin(angle)
-        angle = math.atan2(north, east) / 4
-        cosine, sine = math.cos(angle), math.sin(angle)
+        cosine, sine = math.cos(angles[polygon]), math.sin(angles[polygon])
         for ring in range(polygons[polygon], polygons[polygon + 1]):
             whole = points[rings[ring] : rings[ring + 1]]
             turned = np.empty_like(whole)
