@@ -1,6 +1,6 @@
 """What can be held of cluster/ without a cloud: every file against the schema of who will read it (Ray's launcher, EC2 and Compute Engine for
 its machines, Kubernetes, KubeRay), each shown to refuse a field that it does not know; the image against pyproject.toml; and what is promised
-across the files: spot workers, one token that stands nowhere, no public dashboard, workers that offer what distributed.py asks for."""
+across the files: spot workers, one token that stands nowhere, no public dashboard, workers that offer what distributed asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way in order, without Ray: an area and a few words in, a run folder out. This is the specification; distributed.py runs the same
+"""The whole way in order, without Ray: an area and a few words in, a run folder out. This is the specification; distributed/ runs the same
 steps elsewhere. Knows the order of the steps and what a run folder holds; how tiles and blocks are spread over machines is a Runner's."""
 
 from __future__ import annotations

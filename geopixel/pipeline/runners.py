@@ -1,4 +1,4 @@
-"""Who looks at tiles and writes blocks: the interface, and the serial one, which is the specification. distributed.py has another."""
+"""Who looks at tiles and writes blocks: the interface, and the serial one, which is the specification. distributed/ has another."""
 
 from __future__ import annotations
 

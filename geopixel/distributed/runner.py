@@ -1,5 +1,5 @@
-"""The steps of pipeline.py on Ray: tiles are read by CPU tasks, predicted by actors that hold the model and stored from there; blocks are
-tasks. The only file that imports ray. The driver sees receipts, never pixels."""
+"""Tiles and blocks on Ray: tiles are read by CPU tasks, predicted by actors that hold the model and stored from there; blocks are
+tasks. The driver sees receipts, never pixels."""
 
 from __future__ import annotations
 
