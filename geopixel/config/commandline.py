@@ -53,7 +53,7 @@ def load(settings: type[S], argv: Sequence[str] | None = None) -> S:
     by_name = _by_name(settings)
     try:
         flags = _flags(settings)
-        given = _parse(flags, sys.argv[1:] if argv is None else argv)
+        given = _parse(settings, flags.root_parser, sys.argv[1:] if argv is None else argv)
         keys = _read_toml(settings, Path(given["config"]).expanduser()) if "config" in given else {}
         origins = dict.fromkeys(keys.keys() - given.keys(), f" (in {given.get('config')})")
         for name in by_name & given.keys():  # pydantic-settings has ideas of its own of NAME=NUMBER
@@ -108,7 +108,7 @@ def _flags(settings: type[Settings]) -> CliSettingsSource[_Parser]:
     return source
 
 
-def _parse(flags: CliSettingsSource[_Parser], argv: Sequence[str]) -> dict[str, Any]:
+def _parse(settings: type[Settings], parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
     """Values of the flags given, by field name; lists as JSON, so that pydantic-settings does not cut prompts at their commas."""
     # argparse takes a box that starts with a minus for a flag, unless it is joined to its own.
     words: list[str] = []
@@ -117,12 +117,11 @@ def _parse(flags: CliSettingsSource[_Parser], argv: Sequence[str]) -> dict[str, 
             words[-1] += f"={word}"
         else:
             words.append(word)
-    given, unknown = flags.root_parser.parse_known_args(words)
-    fields = flags.settings_cls.model_fields
+    given, unknown = parser.parse_known_args(words)
     if unknown:
-        known = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in fields.items()]
+        known = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in settings.model_fields.items()]
         raise ValueError(f"unknown argument {unknown[0]!r}{suggestion(unknown[0].split('=')[0], known)}")
-    listed = {name for name, value in vars(given).items() if isinstance(value, list)} - _by_name(flags.settings_cls)
+    listed = {name for name, value in vars(given).items() if isinstance(value, list)} - _by_name(settings)
     return {name: json.dumps(value) if name in listed else value for name, value in vars(given).items()}
 
 
