@@ -40,15 +40,16 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BELOW,
     "conversation": BASE | {"polygonize", "publish", "model"},
     "training": BELOW,
+    "finetuning": BELOW,
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
-    "distributed": BELOW | {"pipeline"},
+    "distributed": BELOW | {"pipeline", "finetuning"},
     "console": BASE | {"cost", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""
 
-ONLY_IN = {"ray": {"distributed"}, "pystac_client": {"search"}, "torch": {"model", "prediction", "training"}}
+ONLY_IN = {"ray": {"distributed"}, "pystac_client": {"search"}, "torch": {"model", "prediction", "training", "finetuning"}}
 """Libraries that are some rooms' own business."""
 TORCH_WHEN_NEEDED = {"pipeline", "distributed", "evaluation", "conversation"}
 """Rooms that may import torch inside a function: what reads tiles imports them too, and never needs it; nor does a refusal."""
