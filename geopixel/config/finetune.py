@@ -48,7 +48,7 @@ class FineTuneSettings(Settings):
         "https://planetarycomputer.microsoft.com/api/stac/v1",
     )
     collection: str | None = flag("imagery of the area", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
-    datetime: Annotated[str | None, BeforeValidator(_dated)] = flag("imagery of the area", "WHEN", "when it was taken, as map_region has it (default: any time)")
+    datetime: Annotated[str | None, BeforeValidator(_dated)] = flag("imagery of the area", "WHEN", "when it was taken, as in map_region (default: any time)")
     max_cloud: float | None = flag("imagery of the area", "PERCENT", "leave out cloudier scenes (default: keep all)", ge=0, le=100)
     access: Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"] | None = flag(
         "imagery of the area", "HOW", "what opens files, as map_region has it (default: planetary-computer for its items, else plain)"

@@ -28,7 +28,8 @@ Base: `{model}`. Data: {data}; {learnt} samples to learn from, {held} to validat
 
 Recipe, as published for GeoPixel (arXiv:2501.13925): 1.0 answers + 2.0 BCE + 0.5 Dice; LoRA of rank {recipe.rank} (alpha {recipe.alpha}, dropout
 {recipe.dropout}) on the five projections of every layer, merged into their weights; embeddings, output, text projection, mask decoder and vision
-projector trained; the rest as in the base. {steps} steps of {recipe.batch} samples, AdamW at {recipe.learning_rate:g}, a cosine after {warmup} steps of warm-up.
+projector trained; the rest as in the base. {steps} steps of {recipe.batch} samples, AdamW at {recipe.learning_rate:g}, a cosine after {warmup} steps of
+warm-up.
 
 {gained}
 
