@@ -146,18 +146,20 @@ def cut_area(
     (part / "images").mkdir(parents=True)
     cut = partial(_cut, scenes=scenes, polygons=polygons, tree=shapely.STRtree(polygons), prompt=prompt, folder=part)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTS}
+    seen: list[Chip] = []
     with ThreadPoolExecutor(READERS) as readers:
         for done, (chip, entry) in enumerate(zip(chips, readers.map(cut, chips), strict=True), start=1):
             if entry is not None:
                 entries[chip.part].append(entry)
+                seen.append(chip)
             progress(done, len(chips))
     if not entries["train"]:
         raise ValueError(f"imagery of {catalog} covers none of the {len(chips)} chips")
     for name, found in entries.items():
         if found:
             (part / f"{name}.json").write_text(json.dumps(found))
-    table = {"id": [chip.id for chip in chips], "part": [chip.part for chip in chips], "labelled": [chip.labelled for chip in chips]}
-    gpd.GeoDataFrame(table, geometry=[chip.ground for chip in chips], crs=grid.crs).to_crs("EPSG:4326").to_parquet(part / "chips.parquet")
+    table = {"id": [chip.id for chip in seen], "part": [chip.part for chip in seen], "labelled": [chip.labelled for chip in seen]}
+    gpd.GeoDataFrame(table, geometry=[chip.ground for chip in seen], crs=grid.crs).to_crs("EPSG:4326").to_parquet(part / "chips.parquet")
     part.rename(folder)
 
 

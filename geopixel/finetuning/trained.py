@@ -80,6 +80,7 @@ def merge(
 
     def merged() -> Iterator[tuple[str, Tensor]]:
         for done, (name, weight) in enumerate(base.read(torch.float32, CPU)):
+            progress(done, len(base.places))
             if name in adapted:
                 module = name.removesuffix("weight")
                 weight = weight + scale * (changed[module + "lora_b"] @ changed[module + "lora_a"])
@@ -87,7 +88,6 @@ def merge(
             if new.shape != weight.shape:
                 raise CheckpointError(f"{trained} is not of the model {source}: {name} has shape {tuple(new.shape)}, not {tuple(weight.shape)}")
             yield name, new.to(dtype)
-            progress(done + 1, len(base.places))
 
     out.mkdir(parents=True, exist_ok=True)
     sizes = {name: prod(base.shapes[name]) * dtype.itemsize for name in base.places}
@@ -96,6 +96,7 @@ def merge(
         save_weights(Path(beside), sizes, merged())
         for file in sorted(Path(beside).iterdir(), key=lambda file: file.name == "config.json"):
             file.rename(out / file.name)
+    progress(len(base.places), len(base.places))
 
 
 def _ours(name: str) -> str:
