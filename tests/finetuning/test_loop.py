@@ -110,3 +110,14 @@ def test_a_sample_that_cannot_be_read_is_named(base: Path, chips: Path, tmp_path
     job = replace(make_job(base, chips), lessons=read_published(path), validation=[])
     with pytest.raises(ValueError, match=r"train\.json, sample 0 \(id odd\): a segmentation is COCO run lengths .* \(48, 48\)|size of its picture, \(48, 48\)"):
         run(job)
+
+
+def test_bfloat16_learns_like_float32(base: Path, chips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What GPUs compute in: the network in bfloat16, steps in float32."""
+    job = replace(make_job(base, chips, epochs=4, learning_rate=5e-3), every=100)
+    exact = run(job)
+    monkeypatch.setattr(World, "dtype", torch.bfloat16)
+    found = run(job)
+    assert losses(found) != losses(exact)
+    assert [line["loss"] for line in found if "loss" in line] == pytest.approx([line["loss"] for line in exact if "loss" in line], rel=0.15)
+    assert found[-1]["validation_iou"] == pytest.approx(exact[-1]["validation_iou"], abs=0.15)
