@@ -13,7 +13,8 @@ import shapely
 from pyproj import Geod
 
 from geopixel import lease, ledger, publish
-from geopixel.country.assembly import assemble_cell, check_part
+from geopixel.country.assembly import assemble_cell
+from geopixel.country.audit import verify_country
 from geopixel.country.cells import CELL_BLOCKS, Cell, cell_request, count_tiles, country_grid, cover, default_crs
 from geopixel.country.record import (
     CELL_STATES,
@@ -193,18 +194,6 @@ def map_country(
         told = {name: value for name, value in asdict(summary).items() if name not in ("failed", "changes")}
         note_pass(folder, replace(passes, ended=True), told)
     return summary
-
-
-def verify_country(folder: Folder) -> tuple[dict[str, Record], list[str]]:
-    """Recounts the cells: their records by id, and a line for everything that is missing. The maps of cells are verified one by one, as other runs are.
-    Raises FileNotFoundError where the folder holds no country."""
-    stored = folder.get_json(COUNTRY)
-    request = MapRequest.from_json({name: value for name, value in stored["request"].items() if name != "cell_blocks"})
-    cells = cover(request.area, country_grid(request.area, request.crs, request.resolution), stored["request"]["cell_blocks"])
-    records = {cell.id: load_record(folder, cell.id) for cell in cells}
-    holes = [f"cell {name} is {each.state}: {each.reason}".removesuffix(": ") for name, each in records.items() if each.state not in ("mapped", "nodata")]
-    holes += [wrong for cell in cells if records[cell.id].shown and (wrong := check_part(cell, folder, records))]
-    return records, holes
 
 
 def _is_due(record: Record, country: Country) -> bool:
