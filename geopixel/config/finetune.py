@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from geopixel.config import SUBMITTED, _dated, _pair, _split
+from geopixel.config import PLANETARY_COMPUTER, SUBMITTED, _dated, _pair, _split
 from geopixel.config.commandline import Settings, flag
 
 
@@ -45,7 +45,7 @@ class FineTuneSettings(Settings):
         "imagery of the area",
         "URL|FILE",
         "STAC API, static STAC catalog or STAC GeoParquet file (default: Planetary Computer)",
-        "https://planetarycomputer.microsoft.com/api/stac/v1",
+        PLANETARY_COMPUTER,
     )
     collection: str | None = flag("imagery of the area", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
     datetime: Annotated[str | None, BeforeValidator(_dated)] = flag("imagery of the area", "WHEN", "when it was taken, as in map_region (default: any time)")
@@ -77,6 +77,11 @@ class FineTuneSettings(Settings):
     every: int = flag("running", "STEPS", "between checkpoints, each with a validation (default: 50)", 50, ge=1)
     out: str = flag("running", "PATH", "folder of the model, shared by all nodes of a cluster; an unfinished training there is gone on with", "")
 
+    @field_validator("collection")
+    @classmethod
+    def _default_collection(cls, collection: str | None, info: ValidationInfo) -> str | None:
+        return "naip" if collection is None and info.data.get("catalog") == PLANETARY_COMPUTER else collection
+
     @field_validator("out")
     @classmethod
     def _out_is_a_folder(cls, out: str) -> str:
@@ -99,4 +104,6 @@ class FineTuneSettings(Settings):
             raise ValueError(f"--{given[0]} needs {' and '.join(absent)}")
         if self.batch % self.micro_batch:
             raise ValueError(f"--batch is whole micro-batches of {self.micro_batch}, got {self.batch}")
+        if self.workers and self.batch // self.micro_batch % self.workers:
+            raise ValueError(f"--workers must share a batch of {self.batch // self.micro_batch} micro-batches evenly, got {self.workers}")
         return self

@@ -26,8 +26,9 @@ WATCH_SECONDS = 0.5
 
 
 def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[int, int], None]) -> Path:
-    """Trains in workers (None: one for each GPU, or one without any) to the end and returns the file of trained weights. work: an absolute folder
-    that all nodes share, which holds checkpoints, log and curves; a training that it holds is gone on with. progress: of steps.
+    """Trains in workers (None: one for each GPU, as many as share a step evenly, or one without any) to the end and returns the file of trained
+    weights. work: an absolute folder that all nodes share, which holds checkpoints, log and curves; a training that it holds is gone on with.
+    progress: of steps.
 
     Raises ValueError where workers cannot share a step evenly, GeoPixelError with the reason where the training could not be finished.
     """
@@ -39,7 +40,7 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
     from geopixel.finetuning import TRAINED, check_workers
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = workers or max(1, gpus)
+    workers = workers or max(count for count in range(1, max(1, gpus) + 1) if job.recipe.parts % count == 0)
     check_workers(job.recipe, workers)
     trainer = TorchTrainer(
         _work,
@@ -76,7 +77,9 @@ def _work(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    if device.type == "cpu":
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a worker sees all GPUs of its node
+    else:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     world = World(context.get_world_rank(), context.get_world_size(), device)
     checkpoint = ray.train.get_checkpoint()

@@ -108,8 +108,6 @@ def _lessons(
             _store(out, stored)
             names = {"window": "window", "size": "chip_size", "share": "validation_share", "seed": "seed", "crs": "crs", "resolution": "resolution"}
             options = {name: settings[flag] for name, flag in names.items()} | {name: settings[name] for name in SEARCH}
-            if options["collection"] is None and "planetarycomputer" in settings["catalog"]:
-                options["collection"] = "naip"
             cut_area(folder, settings["catalog"], area, settings["labels"], prompt, progress=progress, **options)
         held = folder / "validation.json"
         words = f"{prompt} of {settings['labels']} in {settings['aoi']}, imagery of {settings['catalog']}, split by blocks of ground"

@@ -38,6 +38,7 @@ REFUSALS = {
     "no masks": (["--images", "images"], "--images needs --masks and --prompt"),
     "no area": (["--labels", "a.parquet"], "--labels needs --aoi and --prompt"),
     "odd batch": ([*CHIPS, "--batch", "9"], "--batch is whole micro-batches of 2, got 9"),
+    "odd workers": ([*CHIPS, "--batch", "8", "--workers", "3"], "--workers must share a batch of 4 micro-batches evenly, got 3"),
     "an object store": ([*CHIPS, "--out", "s3://bucket/out"], "s3://bucket/out"),
     "unknown flag": ([*CHIPS, "--epoch", "3"], "did you mean --epochs?"),
     "unknown model": ([*CHIPS, "--model", "nanoo"], "nanoo"),
@@ -75,7 +76,7 @@ def test_another_training_in_the_folder_is_refused(chips: Path, base: Path, tmp_
     words = ["--images", str(chips / "images"), "--masks", str(chips / "masks"), "--prompt", "a road", "--out", str(tmp_path / "out"), "--batch", "4"]
     first = load(FineTuneSettings, words)
     prepare(first.model_dump(), str(base), lambda done, total: None)
-    again = prepare(load(FineTuneSettings, [*words, "--every", "7", "--workers", "3"]).model_dump(), str(base), lambda done, total: None)
+    again = prepare(load(FineTuneSettings, [*words, "--every", "7", "--workers", "2"]).model_dump(), str(base), lambda done, total: None)
     assert again.job.every == 7
     with pytest.raises(RunConflictError, match=r"holds another training: its learning-rate is 0\.0003, not 0\.1"):
         prepare(load(FineTuneSettings, [*words, "--learning-rate", "0.1"]).model_dump(), str(base), lambda done, total: None)

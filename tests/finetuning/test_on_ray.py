@@ -51,7 +51,7 @@ def test_a_killed_worker_costs_no_step(base: Path, chips: Path, tmp_path: Path) 
     assert (tmp_path / "killed").exists()
     log = read_log(tmp_path)
     assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5]
-    assert losses(log) == pytest.approx(losses(run(job)), rel=1e-5)
+    assert losses(log) == pytest.approx(losses(run(job)), rel=1e-4)
     assert read_notes(trained)["step"] == "5"
     assert len(list((tmp_path / CHECKPOINTS).rglob(TRAINED))) <= KEPT
     assert told[-1] == (5, 5)
