@@ -70,6 +70,11 @@ class Spent:
     output_bytes: int
     """In the run folder."""
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Spent:
+        """Of asdict that went through JSON."""
+        return cls(**{**values, "sizes": {int(size): count for size, count in values["sizes"].items()}})
+
 
 def estimate_cost(
     tiles: Sequence[Tile],
