@@ -139,7 +139,7 @@ def test_imports_point_down() -> None:
         ("distributed", "import torch", False),
         ("imagery", "from pystac_client import Client", False),
         ("search", "from pystac_client import Client", True),
-        ("jobs", "from geopixel.config import load_settings", True),
+        ("jobs", "from geopixel.config import load", True),
         ("jobs", "import ray", False),
     ],
 )
