@@ -106,19 +106,23 @@ class Folder:
             for page in obstore.list(self.open(), prefix=prefix or None, chunk_size=PAGE):
                 yield [entry["path"] for entry in page]
             return
-        waiting = [prefix] if Path(self.url, prefix).is_dir() else []
-        while waiting:  # a tenth of the time of obstore, which asks for the size and the age of every file
-            inside = waiting.pop()
-            with os.scandir(Path(self.url, inside)) as entries:
-                while batch := list(islice(entries, PAGE)):
-                    paths = {f"{inside}/{entry.name}".lstrip("/"): entry.is_dir() for entry in batch}
-                    waiting += [path for path, is_folder in paths.items() if is_folder]
-                    yield [path for path, is_folder in paths.items() if not is_folder and not _BEING_WRITTEN.search(path)]
+        above = len(str(Path(self.url))) + 1
+        for entries in self._scan(prefix):
+            yield [entry.path[above:] for entry in entries]
+
+    def _scan(self, prefix: str) -> Iterator[list[os.DirEntry[str]]]:
+        """The files of a local folder. A tenth of the time of obstore, which asks for the size and the age of every file."""
+        waiting = [Path(self.url, prefix)] if Path(self.url, prefix).is_dir() else []
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                while page := list(islice(entries, PAGE)):
+                    waiting += [Path(entry.path) for entry in page if entry.is_dir()]
+                    yield [entry for entry in page if not entry.is_dir() and not _BEING_WRITTEN.search(entry.name)]
 
     def size(self, prefix: str = "") -> int:
         """Bytes of all files whose path starts with the folder prefix."""
-        if self.is_local and not Path(self.url).is_dir():
-            return 0
+        if self.is_local:
+            return sum(entry.stat().st_size for entries in self._scan(prefix) for entry in entries)
         return sum(entry["size"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 
     def put_json(self, path: str, value: Any) -> None:

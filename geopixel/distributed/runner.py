@@ -17,10 +17,12 @@ import ray
 import ray.data
 from ray.util.dask import ray_dask_get
 
+from geopixel import events
 from geopixel.assignment import Assignment
+from geopixel.distributed import metrics
 from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
-from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
+from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
@@ -28,6 +30,8 @@ TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
 
 
+TILES_PER_SOURCE = 4096
+"""Rows of a plan that the driver keeps as one block: one for each task would be a hundred thousand for a country."""
 _CODEC = pa.Codec("lz4_raw")
 """Of the plane of scenes, which hardly ever changes within a tile."""
 
@@ -38,7 +42,12 @@ def start() -> None:
         # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+        if events.SUBMITTED in os.environ:
+            local["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
+        else:
+            local["logging_level"] = logging.ERROR
+        ray.init(log_to_driver=False, **local)
+        logging.getLogger("ray").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
 
@@ -62,6 +71,8 @@ class RayRunner:
     ) -> None:
         if min_actors and max_actors and min_actors > max_actors:
             raise ValueError(f"min_actors must not be above max_actors, got {min_actors} and {max_actors}")
+        if events.SUBMITTED in os.environ:
+            start()  # the cluster is there, and from here on all that is logged is JSON
         self.gpus_per_actor, self.min_actors, self.max_actors, self.max_attempts = gpus_per_actor, min_actors, max_actors, max_attempts
 
     @property
@@ -88,7 +99,10 @@ class RayRunner:
         resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ACTOR_CPUS}
         together = TILES_PER_TASK[self.device]
         tasks = min(len(tiles), max(most, len(tiles) // together))
-        rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
+        plan = Tiles.of(tiles)
+        places = pa.table({"size": plan.size, "column": plan.column, "row": plan.row})
+        rows = ray.data.from_arrow([places[at : at + TILES_PER_SOURCE] for at in range(0, len(plan), TILES_PER_SOURCE)])
+        rows = rows.repartition(target_num_rows_per_block=max(1, len(plan) // tasks))
         pictures = rows.map(partial(_see, run=run, assigned=assign_tiles(run, tiles)), num_cpus=READER_CPUS)
         receipts = pictures.map_batches(
             _Look,
@@ -97,8 +111,14 @@ class RayRunner:
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
+        name = run.id
         for row in receipts.iter_rows():
-            yield TileReceipt(**row)
+            receipt = TileReceipt(**row)
+            metrics.count_tile(name, receipt)
+            yield receipt
+
+    def note(self, run: Run, stage: metrics.Stage, seconds: float) -> None:
+        metrics.observe(run.id, stage, seconds)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         start()
@@ -125,7 +145,7 @@ class _Look:
     def __init__(self, run: Run, folder: Folder, max_attempts: int) -> None:
         from geopixel.prediction import Predictor  # loads torch: only where the model is
 
-        self.grid, self.folder, self.max_attempts = run.grid, folder, max_attempts
+        self.name, self.grid, self.folder, self.max_attempts = run.id, run.grid, folder, max_attempts
         self.predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
         self.since = time.monotonic()
 
@@ -136,9 +156,12 @@ class _Look:
             tile = Tile(self.grid, int(size), int(column), int(row))
             picture = _picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason)
             seen.append(Seen(picture, float(seconds), int(read)))
+        began = time.monotonic()
         receipts = list(predict_tiles(self.folder, self.predictor, seen, self.max_attempts))
         now = time.monotonic()
         receipts = [replace(receipt, worker_seconds=(now - self.since) / len(receipts)) for receipt in receipts]
+        busy = sum(receipt.predict_seconds for receipt in receipts)
+        metrics.watch_model(self.name, busy=busy, storing=(now - began - busy) / len(receipts), since=now - self.since)
         self.since = now
         return {one.name: [getattr(receipt, one.name) for receipt in receipts] for one in fields(TileReceipt)}
 
@@ -151,4 +174,5 @@ def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
 
 @ray.remote(num_cpus=1)
 def _write(shared: tuple[Run, Folder], block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
-    return write_block(*shared, block, tiles, states)
+    with metrics.observed(shared[0].id, "block"):
+        return write_block(*shared, block, tiles, states)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 
-from geopixel import lease, ledger, mosaic, publish
+from geopixel import events, lease, ledger, mosaic, publish
 from geopixel.cost import PlanCost, Spent
 from geopixel.model.config import GeoPixelConfig
 from geopixel.pipeline.outputs import PUBLISHED, count_spent, publish_run, trace_features, write_block
@@ -82,10 +82,13 @@ def _work(
 
     clock["look"] = time.monotonic()
     progress("tiles", 0, len(todo))
-    work = Work()
+    work, name = Work(), run.id
+    events.tell("run begins", name, folder=folder.url, planned=len(tiles), pending=len(todo))
     for receipt in runner.look(run, folder, todo) if todo else ():
         held.check()
         work.add(receipt)
+        if receipt.state == "failed":
+            events.tell_failure(name, receipt)
         progress("tiles", work.tiles, len(todo))
     states = ledger.read_states(folder, tiles)
     counts = ledger.recount(states)
@@ -108,6 +111,9 @@ def _work(
     stored["submissions"].append(submission)
     spent = count_spent(run, folder, states, stored["submissions"])
     folder.put_json(RUN, stored | ({"finished": finished | {"spent": asdict(spent)}} if finished else {}))
+    for stage in ("plan", "publish"):
+        runner.note(run, stage, submission["seconds"][stage])
+    events.tell("run ends", name, folder=folder.url, tiles=counts, published=published, **submission)
     found = finished or {"features": {}, "km2": {}}
     plan = Plan(run, tiles, PlanCost.from_json(stored["plan"]))
     return Summary(counts, found["features"], found["km2"], submission["seconds"], work.tiles, plan, spent, work.busy, published)

@@ -106,4 +106,5 @@ def count_spent(run: Run, folder: Folder, states: ledger.States, submissions: Se
         read_bytes=sum(submission["read_bytes"] for submission in submissions),
         model_hours=sum(submission["worker_seconds"]["predict"] for submission in submissions) / 3600,
         output_bytes=folder.size(),
+        on_gpu=any(backend.startswith("cuda") for submission in submissions for backend in submission["computed_with"]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from geopixel.pipeline.outputs import write_block
 from geopixel.pipeline.request import Run
@@ -29,6 +29,10 @@ class Runner(Protocol):
         """Reads, predicts and stores every tile; yields a receipt for each, in any order."""
         ...
 
+    def note(self, run: Run, stage: Literal["plan", "publish"], seconds: float) -> None:
+        """Told how long a stage of the driver's own took, for whoever watches."""
+        ...
+
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         """Writes every block; yields the id of each, in any order."""
         ...
@@ -49,6 +53,9 @@ class SerialRunner:
         predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
         assigned = assign_tiles(run, tiles)
         yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles), self.max_attempts)
+
+    def note(self, run: Run, stage: Literal["plan", "publish"], seconds: float) -> None:
+        pass
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
