@@ -50,8 +50,8 @@ def value(of: list[Sample], name: str, **labels: str) -> float:
 
 @ray.remote
 def work() -> None:
-    metrics.watch_model("a", busy=3.0, storing=0.5, since=4.0)
-    with metrics.observed("a", "block"):
+    metrics.watch_model([TileReceipt("512_0_0", "ok", predict_seconds=1.5)] * 2, 3.5, 4.0)
+    with metrics.observed("block"):
         time.sleep(0.02)
     time.sleep(2)  # longer than an interval
 
@@ -60,26 +60,25 @@ def test_a_node_exports_what_driver_and_workers_say(address: str) -> None:
     for state, count in {"ok": 3, "empty": 2, "failed": 1}.items():
         for index in range(count):
             backend = "" if state == "failed" else "cpu float32 sdpa"
-            metrics.count_tile("a", TileReceipt(f"512_{index}_0", state, read_seconds=0.5, predict_seconds=2.0, read_bytes=1000, backend=backend))  # type: ignore[arg-type]
-    metrics.count_tile("b", TileReceipt("512_9_9", "ok", backend="cpu"))
-    metrics.observe("a", "publish", 7.0)
+            metrics.count_tile(TileReceipt(f"512_{index}_0", state, read_seconds=0.5, predict_seconds=2.0, read_bytes=1000, backend=backend))  # type: ignore[arg-type]
+    metrics.observe("publish", 7.0)
     waiting = work.remote()
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         seen = samples(address)
-        if value(seen, "ray_geopixel_stage_seconds_count", stage="block") and value(seen, "ray_geopixel_tiles_total", run="b"):
+        if all(value(seen, "ray_geopixel_stage_seconds_count", stage=stage) for stage in ("publish", "block")):
             break
         time.sleep(0.2)
     ray.get(waiting)
     assert {re.sub("_(bucket|sum|count)$", "", sample.name) for sample in seen} == EXPORTED
-    tiles = {state: value(seen, "ray_geopixel_tiles_total", run="a", state=state) for state in ("ok", "empty", "failed", "cloud")}
+    tiles = {state: value(seen, "ray_geopixel_tiles_total", state=state) for state in ("ok", "empty", "failed", "cloud")}
     assert tiles == {"ok": 3, "empty": 2, "failed": 1, "cloud": 0}
-    assert value(seen, "ray_geopixel_tiles_total", run="b") == 1
-    assert value(seen, "ray_geopixel_read_bytes_total", run="a") == 6000
-    seconds = {stage: value(seen, "ray_geopixel_stage_seconds_sum", run="a", stage=stage) for stage in ("read", "predict", "store", "publish")}
+    assert value(seen, "ray_geopixel_read_bytes_total") == 6000
+    seconds = {stage: value(seen, "ray_geopixel_stage_seconds_sum", stage=stage) for stage in ("read", "predict", "store", "publish")}
     assert seconds == {"read": 3.0, "predict": 10.0, "store": 0.5, "publish": 7.0}
-    assert 0.02 <= value(seen, "ray_geopixel_stage_seconds_sum", run="a", stage="block") < 1
-    assert value(seen, "ray_geopixel_model_busy_share", run="a") == 0.75
+    assert {sample.labels["ray_job"] for sample in seen} == {ray.get_runtime_context().get_job_id()}
+    assert 0.02 <= value(seen, "ray_geopixel_stage_seconds_sum", stage="block") < 1
+    assert value(seen, "ray_geopixel_model_busy_share") == 0.75
 
 
 def test_the_dashboard_queries_what_is_exported_and_all_of_it() -> None:
@@ -89,4 +88,4 @@ def test_the_dashboard_queries_what_is_exported_and_all_of_it() -> None:
     assert queried == EXPORTED
     stages = {stage for text in expressions for some in re.findall(r'stage=~"([^"]+)"', text) for stage in some.split("|")}
     assert stages == set(metrics.Stage.__args__)  # type: ignore[attr-defined]
-    assert all(text.count("(") == text.count(")") and 'run=~"$run"' in text for text in expressions)
+    assert all(text.count("(") == text.count(")") and 'ray_job=~"$job"' in text for text in expressions)

@@ -4,11 +4,12 @@ node under the same names with `ray_` before them; cluster/grafana.json draws th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
+import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from geopixel.types import TileReceipt
@@ -21,53 +22,61 @@ BOUNDARIES = [0.01 * 2.5**step for step in range(13)]
 """Seconds, 0.01 to 600: a tile on a GPU takes a fifth of one, publishing a country minutes."""
 
 
-def count_tile(run: str, receipt: TileReceipt) -> None:
+def count_tile(receipt: TileReceipt) -> None:
     """A tile that is stored. Called by the driver, which outlives its workers: so the tiles by state are those of the ledger."""
-    _tiles().inc(tags={"run": run, "state": receipt.state})
+    _tiles().inc(tags={"state": receipt.state})
     if receipt.read_bytes:
-        _bytes().inc(receipt.read_bytes, tags={"run": run})
-    observe(run, "read", receipt.read_seconds)
+        _bytes().inc(receipt.read_bytes)
+    observe("read", receipt.read_seconds)
     if receipt.backend:
-        observe(run, "predict", receipt.predict_seconds)
+        observe("predict", receipt.predict_seconds)
 
 
-def watch_model(run: str, *, busy: float, storing: float, since: float) -> None:
-    """What a worker with the model did with its last tiles. busy, storing: seconds a tile in the model and putting its answer away; since: all seconds
-    a tile since the tiles before, waiting for pictures included."""
-    observe(run, "store", storing)
-    _busy().set(busy / since if since else 0.0, tags={"run": run})
+def watch_model(receipts: Sequence[TileReceipt], worked: float, since: float) -> None:
+    """What a worker with the model did with its last tiles. worked: seconds from pictures to stored answers. since: seconds from the end of the tiles
+    before to the end of these, waiting for pictures included."""
+    busy = sum(receipt.predict_seconds for receipt in receipts)
+    _busy().set(busy / since)
+    for _ in receipts:
+        observe("store", (worked - busy) / len(receipts))
 
 
-def observe(run: str, stage: Stage, seconds: float) -> None:
-    _seconds().observe(seconds, tags={"run": run, "stage": stage})
+def observe(stage: Stage, seconds: float) -> None:
+    _seconds().observe(seconds, tags={"stage": stage})
 
 
 @contextmanager
-def observed(run: str, stage: Stage) -> Iterator[None]:
+def observed(stage: Stage) -> Iterator[None]:
     """Observes how long the block takes."""
     began = time.monotonic()
     yield
-    observe(run, stage, time.monotonic() - began)
+    observe(stage, time.monotonic() - began)
 
 
-# Made when a process first needs them: a metric belongs to the Ray that is up by then.
+# Made when a process first needs them: a metric belongs to the Ray that is up by then. They tell its jobs apart, as its logs do.
 
 
 @cache
 def _tiles() -> Counter:
-    return Counter(TILES, "Tiles that are stored, by state", ("run", "state"))
+    return Counter(TILES, "Tiles that are stored, by state", ("ray_job", "state")).set_default_tags(_job())
 
 
 @cache
 def _bytes() -> Counter:
-    return Counter(BYTES, "Bytes of imagery read, as they are stored", ("run",))
+    return Counter(BYTES, "Bytes of imagery read, as they are stored", ("ray_job",)).set_default_tags(_job())
 
 
 @cache
 def _seconds() -> Histogram:
-    return Histogram(SECONDS, "Seconds: of a tile (read, predict, store), a block (block), a run (plan, publish)", BOUNDARIES, ("run", "stage"))
+    told = "Seconds: of a tile (read, predict, store), a block (block), a run (plan, publish)"
+    return Histogram(SECONDS, told, BOUNDARIES, ("ray_job", "stage")).set_default_tags(_job())
 
 
 @cache
 def _busy() -> Gauge:
-    return Gauge(BUSY, "Share of its time, since the tiles before its last ones, that a worker spent in the model", ("run",))
+    told = "Share of its time, since the tiles before its last ones, that a worker spent in the model"
+    return Gauge(BUSY, told, ("ray_job",)).set_default_tags(_job())
+
+
+def _job() -> dict[str, str]:
+    return {"ray_job": ray.get_runtime_context().get_job_id()}
