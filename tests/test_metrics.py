@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 from urllib.request import urlopen
 
 import pytest
@@ -48,6 +49,11 @@ def value(of: list[Sample], name: str, **labels: str) -> float:
     return sum(sample.value for sample in of if sample.name == name and labels.items() <= sample.labels.items())
 
 
+def le_of(of: list[Sample], boundary: float) -> str:
+    """A bucket's label, as it is written."""
+    return next(label for sample in of if (label := sample.labels.get("le")) and float(label) == pytest.approx(boundary, rel=1e-3))
+
+
 @ray.remote
 def work() -> None:
     metrics.watch_model([TileReceipt("512_0_0", "ok", predict_seconds=1.5)] * 2, 3.5, 4.0)
@@ -56,6 +62,7 @@ def work() -> None:
     time.sleep(2)  # longer than an interval
 
 
+@pytest.mark.slow
 def test_a_node_exports_what_driver_and_workers_say(address: str) -> None:
     for state, count in {"ok": 3, "empty": 2, "failed": 1}.items():
         for index in range(count):
@@ -74,10 +81,14 @@ def test_a_node_exports_what_driver_and_workers_say(address: str) -> None:
     tiles = {state: value(seen, "ray_geopixel_tiles_total", state=state) for state in ("ok", "empty", "failed", "cloud")}
     assert tiles == {"ok": 3, "empty": 2, "failed": 1, "cloud": 0}
     assert value(seen, "ray_geopixel_read_bytes_total") == 6000
-    seconds = {stage: value(seen, "ray_geopixel_stage_seconds_sum", stage=stage) for stage in ("read", "predict", "store", "publish")}
-    assert seconds == {"read": 3.0, "predict": 10.0, "store": 0.5, "publish": 7.0}
+    counts = {stage: value(seen, "ray_geopixel_stage_seconds_count", stage=stage) for stage in get_args(metrics.Stage)}
+    assert counts == {"plan": 0, "read": 6, "predict": 5, "store": 2, "block": 1, "publish": 1}
+    for stage, seconds in {"read": 0.5, "predict": 2.0, "store": 0.25, "publish": 7.0}.items():  # as exact as the buckets
+        above = min(boundary for boundary in metrics.BOUNDARIES if boundary > seconds)
+        below = max(boundary for boundary in metrics.BOUNDARIES if boundary < seconds)
+        inside = [value(seen, "ray_geopixel_stage_seconds_bucket", stage=stage, le=le_of(seen, boundary)) for boundary in (below, above)]
+        assert inside == [0, counts[stage]], stage
     assert {sample.labels["ray_job"] for sample in seen} == {ray.get_runtime_context().get_job_id()}
-    assert 0.02 <= value(seen, "ray_geopixel_stage_seconds_sum", stage="block") < 1
     assert value(seen, "ray_geopixel_model_busy_share") == 0.75
 
 
@@ -87,5 +98,5 @@ def test_the_dashboard_queries_what_is_exported_and_all_of_it() -> None:
     queried = {re.sub("_(bucket|sum|count)$", "", name) for text in (*expressions, *variables) for name in re.findall(r"\bray_\w+", text)}
     assert queried == EXPORTED
     stages = {stage for text in expressions for some in re.findall(r'stage=~"([^"]+)"', text) for stage in some.split("|")}
-    assert stages == set(metrics.Stage.__args__)  # type: ignore[attr-defined]
+    assert stages == set(get_args(metrics.Stage))
     assert all(text.count("(") == text.count(")") and 'ray_job=~"$job"' in text for text in expressions)

@@ -19,7 +19,8 @@ Stage = Literal["plan", "read", "predict", "store", "block", "publish"]
 
 TILES, BYTES, SECONDS, BUSY = "geopixel_tiles_total", "geopixel_read_bytes_total", "geopixel_stage_seconds", "geopixel_model_busy_share"
 BOUNDARIES = [0.01 * 2.5**step for step in range(13)]
-"""Seconds, 0.01 to 600: a tile on a GPU takes a fifth of one, publishing a country minutes."""
+"""Seconds, 0.01 to 600: a tile on a GPU takes a fifth of one, publishing a country minutes. Ray keeps no more than the bucket of what was observed: counts are
+exact, the sum is of the buckets' middles."""
 
 
 def count_tile(receipt: TileReceipt) -> None:

@@ -44,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
 from geopixel import ledger
 from geopixel.assignment import Assignment
-from geopixel.pipeline import MapRequest, Run, Work, assign_tiles, see_tile
+from geopixel.pipeline import MapRequest, Plan, Run, Work, assign_tiles, see_tile, store_run
+from geopixel.search import Findings
 from geopixel.storage import Folder
 from geopixel.types import UNDECIDED, Asset, Grid, Scene, Source, TileImage, TilePrediction, TileReceipt, Tiles
 from tests.benchmarks.table import Figure, exit_code, markdown
@@ -154,13 +155,32 @@ def run_over(files: Sequence[Path]) -> tuple[Run, Tiles]:
     columns = np.concatenate([(CORNER[0] + index) * each + column for index in range(len(files))])
     rows = np.tile(CORNER[1] * each + row, len(files))
     area = shapely.union_all([source.footprint for source in sources])
-    run = Run(MapRequest(area, ("disc",), "none", "waits"), (Scene("scale", "2026-01-01", sources),), GRID)
+    run = Run(MapRequest(area, ("disc",), "none", "nano"), (Scene("scale", "2026-01-01", sources),), GRID, weights_sha256="none are read")
     return run, plan_of(columns, rows)
 
 
 def plan_of(columns: np.ndarray, rows: np.ndarray) -> Tiles:
     count = len(columns)
     return Tiles(GRID, np.full(count, TILE, np.int16), columns.astype(np.int32), rows.astype(np.int32), np.full(count, UNDECIDED, np.uint8))
+
+
+def begin(folder: Folder, run: Run, tiles: Tiles) -> tuple[Run, Tiles]:
+    """The folder of a run as one submission leaves it to its workers."""
+    from geopixel.model.config import read_model_config
+    from geopixel.pipeline.planning import estimate_run
+
+    common = {"type": "Feature", "stac_version": "1.0.0", "collection": "scale", "links": [], "properties": {"datetime": "2026-01-01T00:00:00Z"}}
+    items = tuple(
+        {
+            **common,
+            "id": source.item,
+            "geometry": shapely.geometry.mapping(source.footprint),
+            "bbox": list(source.footprint.bounds),
+            "assets": {"visual": {"href": source.assets[0].href}},
+        }
+        for source in run.scenes[0].sources
+    )
+    return store_run(folder, Plan(run, tiles, estimate_run(run, tiles, read_model_config("nano"), None), Findings(run.scenes, items, {})))
 
 
 def cpu_seconds() -> float:
@@ -185,6 +205,7 @@ def flow(name: str, rate: float) -> dict[str, float]:
     with TemporaryDirectory() as place, ray_here(GPUS, 1 / rate):
         run, tiles = run_over(write_files(Path(place), SIZES[name].files))
         folder = Folder(f"{place}/run")
+        begin(folder, run, tiles)
         first, last = len(tiles) // 4, len(tiles) - len(tiles) // 8
         for count, receipt in enumerate(RayRunner().look(run, folder, tiles), start=1):
             if receipt.state != "ok":
@@ -221,6 +242,7 @@ def driver(count: int) -> dict[str, float]:
             highest = max(highest, memory("RssAnon"))
 
     with TemporaryDirectory() as place, ray_here(0):
+        begin(Folder(place), run, tiles)
         watching = threading.Thread(target=sample)
         watching.start()
         began, spent = time.monotonic(), cpu_seconds()
@@ -244,11 +266,8 @@ def country(name: str) -> dict[str, float]:
     """One run folder of a country: planned, recorded, resumed."""
     from geopixel import mosaic
     from geopixel.model.config import read_model_config
-    from geopixel.pipeline import PUBLISHED, RUN, Plan, SerialRunner, map_area
+    from geopixel.pipeline import PUBLISHED, RUN, SerialRunner, map_area
     from geopixel.pipeline.outputs import count_spent
-    from geopixel.pipeline.planning import estimate_run
-    from geopixel.pipeline.stored import store_run
-    from geopixel.search import Findings
     from tests.benchmarks import plan as planning
 
     took: dict[str, float] = {}
@@ -262,14 +281,10 @@ def country(name: str) -> dict[str, float]:
     _, area = planning.outline()
     grid, config = Grid(planning.CRS, SIZES[name].resolution), read_model_config("nano")
     source = Source("all", shapely.box(-6, 41, 10, 52), (Asset("/nowhere/0.tif", (1, 2, 3)),))
-    item: dict[str, Any] = {"type": "Feature", "stac_version": "1.0.0", "id": "all", "collection": "scale", "links": []}
-    item |= {"geometry": shapely.geometry.mapping(source.footprint), "bbox": list(source.footprint.bounds), "assets": {"visual": {"href": "/nowhere/0.tif"}}}
-    item["properties"] = {"datetime": "2026-01-01T00:00:00Z"}
     request, scenes = MapRequest(area, ("building",), "none", "nano"), (Scene("scale", "2026-01-01", (source,)),)
 
     def planned() -> tuple[Run, Tiles]:
-        run, tiles = Run(request, scenes, grid), planning.plan(area, grid)
-        return store_run(folder, Plan(run, tiles, estimate_run(run, tiles, config, None), Findings(scenes, (item,), {})))
+        return begin(folder, Run(request, scenes, grid), planning.plan(area, grid))
 
     def recorded() -> None:
         states = ledger.read_states(folder, tiles)
