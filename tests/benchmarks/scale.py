@@ -47,7 +47,7 @@ from geopixel.assignment import Assignment
 from geopixel.pipeline import MapRequest, Plan, Run, Work, assign_tiles, see_tile, store_run
 from geopixel.search import Findings
 from geopixel.storage import Folder
-from geopixel.types import UNDECIDED, Asset, Grid, Scene, Source, TileImage, TilePrediction, TileReceipt, Tiles
+from geopixel.types import HALO, UNDECIDED, Asset, Grid, Scene, Source, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 from tests.benchmarks.table import Figure, exit_code, markdown
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +60,9 @@ GPUS, RATE = 4, 10.0
 """Emulated, and tiles a second of each."""
 WAIT = "GEOPIXEL_BENCHMARK_WAIT"
 """Environment of the workers: seconds that the model waits for a tile."""
+RESOLUTION, KM2, BUSY, H200 = 0.6, 500_000, 0.95, 4.7
+"""Metres a pixel and area of the country that hours are told for; the share of the time that the model works; tiles of 3 x 3 crops that model_gpu.py wants of
+GeoPixel-7B in a second."""
 USED = 0.8
 """Of what the cores can give, where that is less than what GPUS ask for."""
 MB = 1e6
@@ -257,6 +260,27 @@ def driver(count: int) -> dict[str, float]:
     return {"memory": float(highest), "seconds": wall, "cpu": spent / count}
 
 
+def nano() -> dict[str, float]:
+    """CPU seconds of one core for a tile of the bundled model."""
+    from geopixel.demo import DEMO_SEEDS, render_scene
+    from geopixel.prediction import Predictor
+
+    predictor = Predictor.load("nano", ["building"])
+    edge = TILE + 2 * HALO
+    image = TileImage(Tile(GRID, TILE, 0, 0), render_scene(DEMO_SEEDS[0], edge).rgb, np.zeros((edge, edge), np.uint16))
+    if predictor.predict([image])[0].state != "ok":
+        raise AssertionError("nano finds no building in a rendered scene")
+    began = time.process_time()
+    for _ in range(3):
+        predictor.predict([image])
+    return {"cpu": (time.process_time() - began) / 3}
+
+
+def hours_of(km2: float, tiles_per_second: float, devices: int) -> float:
+    """Of a country in tiles of TILE pixels of RESOLUTION, where the model is BUSY of the time."""
+    return km2 / ((TILE * RESOLUTION / 1000) ** 2 * tiles_per_second * 3600 * devices * BUSY)
+
+
 def memory(name: str) -> int:
     """Bytes, of /proc/self/status."""
     return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
@@ -353,6 +377,14 @@ def measure(name: str) -> tuple[list[Figure], list[str]]:
     stages = ("planned", "recorded", "resumed")
     told = ", ".join(f"{stage} {whole[stage]:.1f} s ({whole[stage + ', clock']:.1f} by the clock)" for stage in stages)
     lines.append(f"Country of {whole['tiles']:,} tiles in one folder: {told}; {whole['tiles']:,} files listed, laid down in {whole['laid']:.0f} s.")
+    core = 1 / apart("nano")["cpu"]
+    km2 = (TILE * RESOLUTION / 1000) ** 2
+    lines += [
+        f"nano, measured: {core:.2f} tiles/s a core, {km2 * core * 3600:.0f} km2/h at {RESOLUTION} m (a tile is {km2:.3f} km2); "
+        f"{KM2:,} km2 on 100 cores, {BUSY:.0%} busy: {hours_of(KM2, core, 100):.0f} h.",
+        f"GeoPixel-7B, its target and not measured: {H200} tiles/s an H200, {km2 * H200 * 3600:,.0f} km2/h; "
+        f"{KM2:,} km2 on 8, {BUSY:.0%} busy: {hours_of(KM2, H200, 8):.1f} h.",
+    ]
     figures = [
         Figure("overhead a tile, without reading it", 1e3 * (full["cpu"] - full["reading"]), 20, " ms", at_most=True),
         Figure(f"{GPUS} GPUs busy at {asked:.3g} tiles/s", 100 * busy, 95, " %"),
@@ -367,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What a country asks of all but the model.")
     parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes about five minutes")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
-    parser.add_argument("--part", choices=("flow", "driver", "country", "predictions"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("flow", "driver", "country", "predictions", "nano"), help=argparse.SUPPRESS)
     for name, kind in {"rate": float, "tiles": int, "folder": str}.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -375,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "flow": lambda: flow(options.size, options.rate),
         "driver": lambda: driver(options.tiles),
         "country": lambda: country(options.size),
+        "nano": nano,
         "predictions": lambda: lay_predictions(options.folder),
     }
     if options.part:
