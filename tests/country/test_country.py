@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,6 +100,14 @@ def test_cells_parquet_counts_what_the_runs_hold(country: Path) -> None:
         row = cells.loc[run.parent.name]
         assert {name.removeprefix("tiles_"): row[name] for name in cells.columns if name.startswith("tiles_")} == finished["tiles"]
         assert (row["state"], row["shown"], row["planned"]) == ("mapped", run.name, len(tiles_of(run)))
+
+
+def test_the_page_shows_every_cell_and_needs_no_network(country: Path) -> None:
+    page = (country / "index.html").read_text()
+    assert "2 mapped" in page
+    for run in run_folders(country):
+        assert f"cells/{run.parent.name}/{run.name}/report.html" in page
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
 
 
 class Watched(SerialRunner):
