@@ -31,8 +31,8 @@ ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
-TILES_PER_SOURCE = 4096
-"""Rows that the driver keeps as one block until they are cut into tasks: a country would be a hundred thousand blocks."""
+TILES_PER_SOURCE = 1024
+"""Of one run, that are one to the driver until a worker cuts them into tasks: a country would be a hundred thousand of these."""
 PIECES = 64
 """That the tiles of one of many runs are read in: so many readers may share them."""
 SECONDS_PER_ASKING = 0.5
@@ -101,9 +101,10 @@ class RayRunner:
         start()
         plan = Tiles.of(tiles)
         together = min(self._together, -(-len(plan) // self._actors()[1]))
-        rows = ray.data.from_arrow([_rows(folder, plan[at : at + TILES_PER_SOURCE], 0) for at in range(0, len(plan), TILES_PER_SOURCE)])
-        rows = rows.repartition(target_num_rows_per_block=together)
-        for _, receipt in self._looked_at(rows, run.request, -(-len(plan) // together)):
+        parts = [plan[at : at + TILES_PER_SOURCE] for at in range(0, len(plan), TILES_PER_SOURCE)]
+        tasks = len(parts) * -(-len(parts[0]) // together)
+        rows = ray.data.read_datasource(_Runs(parts, partial(_part, folder)), override_num_blocks=tasks, num_cpus=READER_CPUS)
+        for _, receipt in self._looked_at(rows, run.request, tasks):
             if receipt is not None:
                 yield receipt
 
@@ -258,6 +259,10 @@ def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
     origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
     return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
+
+
+def _part(folder: Folder, tiles: Tiles) -> tuple[Folder, Tiles]:
+    return folder, tiles
 
 
 class _Runs(Datasource):
