@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyproj import CRS
 
+from geopixel.errors import DamagedError
 from geopixel.storage import Folder
 from geopixel.types import DECISIONS, STATES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
 
@@ -97,8 +98,18 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
 
 
 def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePrediction:
-    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state."""
-    with pa.ipc.open_file(pa.py_buffer(folder.get(_path(tile_id, state)))) as reader:
+    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state, DamagedError where what is
+    there cannot be one."""
+    path = _path(tile_id, state)
+    data = folder.get(path)
+    try:
+        return _decode(data)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # what pyarrow and numpy raise, and what a TilePrediction does not take
+        raise DamagedError(folder.url, path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _decode(data: bytes) -> TilePrediction:
+    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
         row = reader.read_all().to_pylist()[0]
     logits = scene = scores = described = None
     if row["logits"] is not None:

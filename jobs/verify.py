@@ -1,4 +1,4 @@
-"""Recounts a finished run from its storage and exits 1 on any hole."""
+"""Recounts a finished run from its storage and exits 1 on any hole. --mend removes what is broken: the same job, submitted again, makes it anew."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import sys
 
 from geopixel.storage import Folder
-from geopixel.verification import verify
+from geopixel.verification import mend, verify
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder: a path or a URL")
-    folder = Folder.at(parser.parse_args().run)
+    parser.add_argument("--mend", action="store_true", help="remove what is broken, so that the same job, submitted again, makes it anew")
+    arguments = parser.parse_args()
+    folder = Folder.at(arguments.run)
     try:
         verdict = verify(folder)
     except FileNotFoundError:
@@ -26,6 +28,11 @@ def main() -> int:
     for hole in verdict.holes:
         print(f"hole: {hole}")
     print("verified: no holes" if not verdict.holes else f"{len(verdict.holes)} things do not add up")
+    if verdict.broken and arguments.mend:
+        mend(folder, verdict)
+        print(f"removed {len(verdict.broken)} files: submit the same job again to make them anew")
+    elif verdict.broken:
+        print("--mend removes what is broken; the same job, submitted again, then makes it anew")
     return 1 if verdict.holes else 0
 
 

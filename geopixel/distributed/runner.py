@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 from ray.util.dask import ray_dask_get
 
 from geopixel.assignment import Assignment
+from geopixel.errors import GeoPixelError
 from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
@@ -39,8 +42,21 @@ def start() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What a task raised of our own kinds comes as itself, without Ray's account of its way."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, GeoPixelError):
+            raise error.cause from None
+        raise
 
 
 class RayRunner:
@@ -97,8 +113,9 @@ class RayRunner:
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
-        for row in receipts.iter_rows():
-            yield TileReceipt(**row)
+        with _own_errors():
+            for row in receipts.iter_rows():
+                yield TileReceipt(**row)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         start()
@@ -106,7 +123,8 @@ class RayRunner:
         waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
         while waiting:
             done, waiting = ray.wait(waiting)
-            yield ray.get(done[0])
+            with _own_errors():
+                yield ray.get(done[0])
 
 
 def _see(row: dict[str, Any], run: Run, assigned: Assignment) -> dict[str, Any]:
