@@ -5,10 +5,11 @@ with equal bytes. Knows nothing of pixels, models or who works on a tile."""
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("description", pa.string()),
         pa.field("description_logits", pa.binary()),  # int8, C order
         pa.field("description_shape", pa.list_(pa.int32())),  # masks, height, width
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the binary columns, in order: Arrow has no checksum of its own
     ]
 )
 
@@ -89,6 +91,7 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "description_logits": None if described is None else described.logits.tobytes(),
         "description_shape": None if described is None else described.logits.shape,
     }
+    row["crc32"] = _checksum(row)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([row], PREDICTION_SCHEMA))
@@ -111,6 +114,8 @@ def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePredictio
 def _decode(data: bytes) -> TilePrediction:
     with pa.ipc.open_file(pa.py_buffer(data)) as reader:
         row = reader.read_all().to_pylist()[0]
+    if row["crc32"] != _checksum(row):
+        raise ValueError("its checksum is another")
     logits = scene = scores = described = None
     if row["logits"] is not None:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
@@ -120,6 +125,10 @@ def _decode(data: bytes) -> TilePrediction:
     if row["description"] is not None:
         described = Description(row["description"], np.frombuffer(row["description_logits"], np.int8).reshape(row["description_shape"]))
     return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"], described)
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(b"".join(row[field.name] or b"" for field in PREDICTION_SCHEMA if pa.types.is_binary(field.type)))
 
 
 def read_states(folder: Folder, tiles: Sequence[Tile]) -> dict[str, State]:

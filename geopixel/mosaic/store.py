@@ -7,11 +7,13 @@ the root, of which there are several: the later draft of spatial asks for that, 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -161,11 +163,8 @@ def unlike_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> list[str]
 
 def _planes(root: Any, block: Block, mosaic: BlockMosaic) -> Iterator[tuple[str, tuple[int | slice, ...], np.ndarray]]:
     """What a block is in the mosaic: for each shard the array's path, its place in the array and its values."""
-    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
-    column, row = block.left - round(left / resolution), block.top - round(-top / resolution)
-    prompts, height, width = root["mask"].shape
-    if column % BLOCK_SIZE or row % BLOCK_SIZE or not (0 <= column < width and 0 <= row < height) or block.grid.resolution != resolution:
-        raise ValueError(f"block {block.id} at {block.grid.resolution} is not one of the {height} x {width} pixels at {root.attrs['spatial:bbox']}")
+    row, column = _corner(root, block)
+    prompts = len(root["mask"])
     if len(mosaic.mask) != prompts:
         raise ValueError(f"the mosaic has {prompts} prompts, block {block.id} has {len(mosaic.mask)}")
     for name, layer in _LAYERS.items():
@@ -178,6 +177,33 @@ def _planes(root: Any, block: Block, mosaic: BlockMosaic) -> Iterator[tuple[str,
             window = tuple(slice(start // factor, (start + BLOCK_SIZE) // factor) for start in (row, column))
             for index, plane in planes:
                 yield _path(factor, name), (*index, *window), plane
+
+
+def digest_block(folder: Folder, block: Block) -> str:
+    """SHA-256 over the files that a block is stored in; one that is not there counts as empty. Raises StorageError where masks.zarr cannot be opened."""
+    digest = hashlib.sha256()
+    with folder.reached():
+        root: Any = zarr.open_group(folder.zarr(MASKS), mode="r")
+    row, column = _corner(root, block)
+    for name, factor in product(_LAYERS, (1, *OVERVIEWS)):
+        array = root[_path(factor, name)]
+        *prompts, height, width = array.shards or array.chunks  # of a file
+        spans = [range(start // factor // size, (start + BLOCK_SIZE) // factor // size) for start, size in ((row, height), (column, width))]
+        for place in product(*(range(array.shape[0]) for _ in prompts), *spans):
+            with suppress(FileNotFoundError):
+                digest.update(folder.get(f"{MASKS}/{array.path}/{array.metadata.encode_chunk_key(place)}"))
+            digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _corner(root: Any, block: Block) -> tuple[int, int]:
+    """Row and column of the mosaic at which a block begins. Raises ValueError where it is not of this mosaic."""
+    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
+    column, row = block.left - round(left / resolution), block.top - round(-top / resolution)
+    _, height, width = root["mask"].shape
+    if column % BLOCK_SIZE or row % BLOCK_SIZE or not (0 <= column < width and 0 <= row < height) or block.grid.resolution != resolution:
+        raise ValueError(f"block {block.id} at {block.grid.resolution} is not one of the {height} x {width} pixels at {root.attrs['spatial:bbox']}")
+    return row, column
 
 
 @contextmanager

@@ -25,13 +25,15 @@ PUBLISHED = (features.FEATURES, publish.ITEM, publish.QUICKLOOK, publish.REPORT)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
-    """Blends, writes and traces one block, unless that was done from tiles in the same states with the same threshold. Returns its id."""
+    """Blends, writes and traces one block, unless that was done from tiles in the same states with the same threshold and its files are as they were
+    written. Returns its id."""
     told = run.request.threshold, [(tile.id, states[tile.id]) for tile in tiles]
     made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    if features.parts_states(folder, block) != made_from:
+    stored = features.parts_states(folder, block)
+    if stored is None or stored != f"{made_from} {mosaic.digest_block(folder, block)}":
         blended, parts = make_block(run, folder, block, tiles, states)
         mosaic.write_block(folder, block, blended)
-        features.store_parts(folder, block, parts, made_from)
+        features.store_parts(folder, block, parts, f"{made_from} {mosaic.digest_block(folder, block)}")
     return block.id
 
 
