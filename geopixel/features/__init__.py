@@ -33,6 +33,7 @@ __all__ = [
     "Outline",
     "build_features",
     "encode",
+    "in_order",
     "load_parts",
     "parts_path",
     "parts_states",
@@ -136,11 +137,18 @@ def build_features(objects: pa.Table, outlines: Mapping[str, Outline], origin: O
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
-def encode(features: pa.Table) -> bytes:
-    """A table of SCHEMA as GeoParquet 1.1: zstd, the bounding box of every row as its covering. Equal tables make equal bytes."""
+def in_order(features: pa.Table) -> pa.Table:
+    """A table of SCHEMA along the curve of build_features; those at one place as they were."""
+    west, south, east, north = (pc.struct_field(features["bbox"], name).to_numpy() for name in ("xmin", "ymin", "xmax", "ymax"))
+    return features.take(pa.array(np.argsort(curve((west + east) / 2, (south + north) / 2), kind="stable")))
+
+
+def encode(features: pa.Table, said: Mapping[str, str] | None = None) -> bytes:
+    """A table of SCHEMA as GeoParquet 1.1: zstd, the bounding box of every row as its covering. Equal tables make equal bytes. said: metadata of the
+    file besides."""
     sink = BytesIO()
     pq.write_table(
-        features.replace_schema_metadata({"geo": json.dumps(_geo(features))}),
+        features.replace_schema_metadata({"geo": json.dumps(_geo(features)), **(said or {})}),
         sink,
         compression="zstd",
         use_dictionary=_FEW,
