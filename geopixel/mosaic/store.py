@@ -164,7 +164,7 @@ def unlike_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> list[str]
 def _planes(root: Any, block: Block, mosaic: BlockMosaic) -> Iterator[tuple[str, tuple[int | slice, ...], np.ndarray]]:
     """What a block is in the mosaic: for each shard the array's path, its place in the array and its values."""
     row, column = _corner(root, block)
-    prompts = len(root["mask"])
+    prompts = root["mask"].shape[0]
     if len(mosaic.mask) != prompts:
         raise ValueError(f"the mosaic has {prompts} prompts, block {block.id} has {len(mosaic.mask)}")
     for name, layer in _LAYERS.items():
