@@ -5,10 +5,12 @@ with equal bytes. Knows nothing of pixels, models or who works on a tile."""
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyproj import CRS
 
+from geopixel.errors import DamagedError
 from geopixel.storage import Folder
 from geopixel.types import DECISIONS, STATES, STATUS_CODES, TILE_SIZES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
 
@@ -38,6 +41,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("description", pa.string()),
         pa.field("description_logits", pa.binary()),  # int8, C order
         pa.field("description_shape", pa.list_(pa.int32())),  # masks, height, width
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the binary columns, in order: Arrow has no checksum of its own
     ]
 )
 
@@ -75,7 +79,7 @@ def load_plan(folder: Folder) -> Tiles:
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
     """Puts the prediction under its state; any other state supersedes an earlier failure. Equal predictions are equal bytes."""
     logits, scene, described = prediction.logits, prediction.scene, prediction.description
-    row = {
+    row: dict[str, Any] = {
         "tile_id": prediction.tile_id,
         "state": prediction.state,
         "reason": prediction.reason,
@@ -88,6 +92,7 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "description_logits": None if described is None else described.logits.tobytes(),
         "description_shape": None if described is None else described.logits.shape,
     }
+    row["crc32"] = _checksum(row)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([row], PREDICTION_SCHEMA))
@@ -97,9 +102,21 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
 
 
 def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePrediction:
-    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state."""
-    with pa.ipc.open_file(pa.py_buffer(folder.get(_path(tile_id, state)))) as reader:
+    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state, DamagedError where what is
+    there cannot be one."""
+    path = _path(tile_id, state)
+    data = folder.get(path)
+    try:
+        return _decode(data)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # what pyarrow and numpy raise, and what a TilePrediction does not take
+        raise DamagedError(folder.url, path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _decode(data: bytes) -> TilePrediction:
+    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
         row = reader.read_all().to_pylist()[0]
+    if row["crc32"] != _checksum(row):
+        raise ValueError("its checksum is another")
     logits = scene = scores = described = None
     if row["logits"] is not None:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
@@ -109,6 +126,10 @@ def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePredictio
     if row["description"] is not None:
         described = Description(row["description"], np.frombuffer(row["description_logits"], np.int8).reshape(row["description_shape"]))
     return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"], described)
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(b"".join(row[field.name] or b"" for field in PREDICTION_SCHEMA if pa.types.is_binary(field.type)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -17,11 +18,13 @@ import ray
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
 from ray.util.dask import ray_dask_get
 
 from geopixel import events, ledger
 from geopixel.assignment import Assignment
 from geopixel.distributed import metrics
+from geopixel.errors import GeoPixelError
 from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, Work, assign_tiles, load_run, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, Grid, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
@@ -51,8 +54,21 @@ def start() -> None:
             local["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
         logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What a task raised of our own kinds comes as itself, without Ray's account of its way."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, GeoPixelError):
+            raise error.cause from None
+        raise
 
 
 class RayRunner:
@@ -131,19 +147,22 @@ class RayRunner:
                 finishing.append(_do.remote(shared, job, left.pop(job)))
             if finishing and time.monotonic() - asked > SECONDS_PER_ASKING:
                 done, finishing = ray.wait(finishing, num_returns=len(finishing), timeout=0)
-                yield from ray.get(done)
+                with _own_errors():
+                    yield from ray.get(done)
                 asked = time.monotonic()
         # A worker that was lost may have stored tiles and never have told: what is stored counts.
         finishing += [_do.remote(shared, job, work) for job, work in left.items()]
         while finishing:
             done, finishing = ray.wait(finishing)
-            yield ray.get(done[0])
+            with _own_errors():
+                yield ray.get(done[0])
 
     def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
         start()
         shared = ray.put((work, jobs))
         for done in [_do.remote(shared, index) for index in range(len(jobs))]:
-            yield ray.get(done)
+            with _own_errors():
+                yield ray.get(done)
 
     @property
     def _together(self) -> int:
@@ -164,12 +183,13 @@ class RayRunner:
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
-        for row in receipts.iter_rows():
-            job = row.pop("job"), row.pop("of")
-            receipt = TileReceipt(**row) if row["tile_id"] else None
-            if receipt is not None:
-                metrics.count_tile(receipt)
-            yield job, receipt
+        with _own_errors():
+            for row in receipts.iter_rows():
+                job = row.pop("job"), row.pop("of")
+                receipt = TileReceipt(**row) if row["tile_id"] else None
+                if receipt is not None:
+                    metrics.count_tile(receipt)
+                yield job, receipt
 
     def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
         start()
@@ -181,7 +201,8 @@ class RayRunner:
         waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
         while waiting:
             done, waiting = ray.wait(waiting)
-            yield ray.get(done[0])
+            with _own_errors():
+                yield ray.get(done[0])
 
 
 def _rows(folder: Folder, tiles: Tiles | None, job: int) -> pa.Table:

@@ -9,8 +9,9 @@ from functools import partial
 
 from geopixel import events, lease, ledger, mosaic, publish
 from geopixel.cost import PlanCost, Spent
+from geopixel.errors import DamagedError, StorageError
 from geopixel.model.config import GeoPixelConfig
-from geopixel.pipeline.outputs import PUBLISHED, count_spent, publish_run, trace_features, write_block
+from geopixel.pipeline.outputs import PUBLISHED, count_spent, make_block, publish_run, trace_features, write_block
 from geopixel.pipeline.planning import make_plan, search_scenes, store_dry_plan, tile_flops
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, Summary, scene_from_json, scene_to_json
 from geopixel.pipeline.runners import Job, Result, Runner, SerialRunner
@@ -43,6 +44,7 @@ __all__ = [
     "find_run",
     "hash_weights",
     "load_run",
+    "make_block",
     "make_plan",
     "map_area",
     "model_of",
@@ -74,7 +76,8 @@ def map_area(
     at before, for this submission.
 
     Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
-    Raises RunConflictError where the folder holds another run.
+    Raises RunConflictError where the folder holds another run, StorageError where it cannot be read or written: what was done until then stays, and
+    the next submission goes on from there.
     """
     clock = {"plan": time.monotonic()}
     found = find_run(folder, request)
@@ -84,7 +87,11 @@ def map_area(
         plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
         run, tiles = store_run(folder, plan) if found is None else found
-        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed, work or Work())
+        try:
+            return _work(run, tiles, folder, runner, progress, clock, held, retry_failed, work or Work())
+        except DamagedError as error:
+            folder.delete(error.path)
+            raise StorageError(f"{error}; it is removed: run the same command again to make it anew") from error
 
 
 def _work(
@@ -121,7 +128,9 @@ def _work(
     clock["mosaic"] = time.monotonic()
     if published:
         blocks = mosaic.blocks_of(tiles)
-        mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards)
+        if mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards):
+            for path in folder.list("parts"):  # else they would say of blocks that are gone that they are written
+                folder.delete(path)
         progress("blocks", 0, len(blocks))
         for done_blocks, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
             held.check()

@@ -25,20 +25,28 @@ PUBLISHED = (features.FEATURES, publish.ITEM, publish.QUICKLOOK, publish.REPORT)
 
 
 def write_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
-    """Blends, writes and traces one block, unless that was done from tiles in the same states with the same threshold. Returns its id."""
+    """Blends, writes and traces one block, unless that was done from tiles in the same states with the same threshold and its files are as they were
+    written. Returns its id."""
     told = run.request.threshold, [(tile.id, states[tile.id]) for tile in tiles]
     made_from = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    if features.parts_states(folder, block) != made_from:
-        predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in tiles if tile.decided is None}
-        prompts, area = len(run.request.prompts), run.area
-        blended = mosaic.mosaic_block(block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=area)
+    stored = features.parts_states(folder, block)
+    if stored is None or stored != f"{made_from} {mosaic.digest_block(folder, block)}":
+        blended, parts = make_block(run, folder, block, tiles, states)
         mosaic.write_block(folder, block, blended)
-        origin = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=area)
-        parts = polygonize.trace_block(
-            blended.mask, blended.confidence, left=block.left, top=block.top, scene=blended.scene, scores=origin.scores, edge=origin.edge
-        )
-        features.store_parts(folder, block, parts, made_from)
+        features.store_parts(folder, block, parts, f"{made_from} {mosaic.digest_block(folder, block)}")
     return block.id
+
+
+def make_block(run: Run, folder: Folder, block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> tuple[mosaic.BlockMosaic, pa.Table]:
+    """A block blended from its stored predictions, and the parts of objects traced in it. Raises as ledger.load_prediction does."""
+    predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in tiles if tile.decided is None}
+    prompts, area = len(run.request.prompts), run.area
+    blended = mosaic.mosaic_block(block, tiles, lambda tile: predictions[tile.id], prompts=prompts, threshold=run.request.threshold, area=area)
+    origin = provenance.trace_provenance(block, tiles, predictions, prompts=prompts, area=area)
+    parts = polygonize.trace_block(
+        blended.mask, blended.confidence, left=block.left, top=block.top, scene=blended.scene, scores=origin.scores, edge=origin.edge
+    )
+    return blended, parts
 
 
 def trace_features(run: Run, folder: Folder, blocks: Iterable[Block]) -> pa.Table:
