@@ -197,7 +197,7 @@ def store_coverage(folder: Folder, states: States) -> None:
     plan, codes = states.tiles, states.codes
     told = np.flatnonzero(plan.to_read & np.isin(codes, [STATUS_CODES["nodata"], STATUS_CODES["failed"]]))
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        said = pool.map(lambda index: load_prediction(folder, plan[index].id, _STATE_OF[codes[index]]).reason, told.tolist())
+        said = pool.map(lambda index: load_prediction(folder, plan[index].id, _STATE_OF[int(codes[index])]).reason, told.tolist())
         reasons = dict(zip(told.tolist(), said, strict=True))
     names = pa.array([_STATE_OF.get(code) for code in range(UNDECIDED + 1)], pa.string())
 

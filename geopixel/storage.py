@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -100,7 +100,7 @@ class Folder:
         """Paths of all files whose path starts with the folder prefix, sorted; none where the folder is missing."""
         return sorted(path for page in self.pages(prefix) for path in page)
 
-    def pages(self, prefix: str = "") -> Iterator[list[str]]:
+    def pages(self, prefix: str = "") -> Iterator[Sequence[str]]:
         """What list gives, in any order, some thousand at a time: for millions."""
         if not self.is_local:
             for page in obstore.list(self.open(), prefix=prefix or None, chunk_size=PAGE):
@@ -110,7 +110,7 @@ class Folder:
         for entries in self._scan(prefix):
             yield [entry.path[above:] for entry in entries]
 
-    def _scan(self, prefix: str) -> Iterator[list[os.DirEntry[str]]]:
+    def _scan(self, prefix: str) -> Iterator[Sequence[os.DirEntry[str]]]:
         """The files of a local folder. A tenth of the time of obstore, which asks for the size and the age of every file."""
         waiting = [Path(self.url, prefix)] if Path(self.url, prefix).is_dir() else []
         while waiting:
