@@ -123,9 +123,12 @@ def print_country(summary: CountrySummary, folder: Folder, gpu_price: float | No
     for prompt, count in summary.features.items():
         table.add_row(prompt, f"{count} features")
     table.add_row("ground", f"{_km2(summary.km2)} looked at, {_bytes(summary.read_bytes)} read")
-    table.add_row("model", _duration(summary.model_hours))
+    table.add_row("model", f"{_duration(summary.model_hours)}{_each(summary.model_hours, summary.km2, _duration)}")
     if gpu_price is not None:
-        table.add_row("cost", f"{summary.model_hours * gpu_price:.4g} at {gpu_price:g} an hour")
+        price = summary.model_hours * gpu_price
+        table.add_row("cost", f"{_number(price)} at {gpu_price:g} an hour{_each(price, summary.km2, _number)}")
+    if summary.busy is not None:
+        table.add_row("model busy", f"{100 * summary.busy:.0f} % of the time of the workers that have it")
     table.add_row("seconds", f"{summary.seconds:.1f}")
     _to_stdout().print(table)
     outputs = {"features/*.parquet": "polygons", "cells.parquet": "cells", "index.html": "page", "collection.json": "catalog"}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
@@ -23,7 +22,7 @@ from ray.util.dask import ray_dask_get
 from geopixel import events, ledger
 from geopixel.assignment import Assignment
 from geopixel.distributed import metrics
-from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, assign_tiles, load_run, predict_tiles, see_tile, write_block
+from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, Work, assign_tiles, load_run, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, Grid, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
@@ -113,31 +112,29 @@ class RayRunner:
         request: MapRequest,
         jobs: Sequence[Job],
         begin: Callable[[Job], tuple[Folder, Tiles | None]],
-        finish: Callable[[Job], Result],
-        receive: Callable[[TileReceipt], None],
+        finish: Callable[[Job, Work], Result],
+        receive: Callable[[Job, int, TileReceipt], None],
     ) -> Iterator[Result]:
         """Runs are begun while others are looked at, and finished as soon as their last tile is stored: the model never waits for the end of one."""
         start()
         rows = ray.data.read_datasource(
             _Runs(jobs, begin), override_num_blocks=len(jobs) * PIECES, num_cpus=READER_CPUS, concurrency=self._planners()
         )
-        shared, left = ray.put((finish, jobs)), set(range(len(jobs)))
+        shared, left = ray.put((finish, jobs)), {index: Work() for index in range(len(jobs))}
         finishing: list[ray.ObjectRef[Any]] = []
-        seen: Counter[int] = Counter()
         asked = time.monotonic()
         for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES):
-            if receipt is not None:
-                receive(receipt)
-                seen[job] += 1
-            if seen[job] >= count and job in left:
-                left.remove(job)
-                finishing.append(_do.remote(shared, job))
+            if receipt is not None and job in left:
+                left[job].add(receipt)
+                receive(jobs[job], count, receipt)
+            if job in left and left[job].tiles >= count:
+                finishing.append(_do.remote(shared, job, left.pop(job)))
             if finishing and time.monotonic() - asked > SECONDS_PER_ASKING:
                 done, finishing = ray.wait(finishing, num_returns=len(finishing), timeout=0)
                 yield from ray.get(done)
                 asked = time.monotonic()
         # A worker that was lost may have stored tiles and never have told: what is stored counts.
-        finishing += [_do.remote(shared, job) for job in sorted(left)]
+        finishing += [_do.remote(shared, job, work) for job, work in left.items()]
         while finishing:
             done, finishing = ray.wait(finishing)
             yield ray.get(done[0])
@@ -288,9 +285,9 @@ def _begin(shared: ray.ObjectRef[Any], index: int) -> Iterator[pa.Table]:
 
 
 @ray.remote(num_cpus=READER_CPUS)
-def _do(shared: tuple[Callable[[Any], Any], Sequence[Any]], index: int) -> Any:
+def _do(shared: tuple[Callable[..., Any], Sequence[Any]], index: int, *more: Any) -> Any:
     work, jobs = shared
-    return work(jobs[index])
+    return work(jobs[index], *more)
 
 
 @ray.remote(num_cpus=1)

@@ -60,9 +60,18 @@ __all__ = [
 
 
 def map_area(
-    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False, limits: Limits = USUAL
+    request: MapRequest,
+    folder: Folder,
+    config: GeoPixelConfig,
+    runner: Runner,
+    progress: Progress,
+    *,
+    retry_failed: bool = False,
+    limits: Limits = USUAL,
+    work: Work | None = None,
 ) -> Summary:
-    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
+    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission. work: what was looked
+    at before, for this submission.
 
     Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
     Raises RunConflictError where the folder holds another run.
@@ -75,20 +84,28 @@ def map_area(
         plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
         run, tiles = store_run(folder, plan) if found is None else found
-        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
+        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed, work or Work())
 
 
 def _work(
-    run: Run, tiles: Tiles, folder: Folder, runner: Runner, progress: Progress, clock: dict[str, float], held: lease.Lease, retry_failed: bool
+    run: Run,
+    tiles: Tiles,
+    folder: Folder,
+    runner: Runner,
+    progress: Progress,
+    clock: dict[str, float],
+    held: lease.Lease,
+    retry_failed: bool,
+    work: Work,
 ) -> Summary:
-    """What is left to do of a run. clock: when its stages began."""
+    """What is left to do of a run. clock: when its stages began. work: what was done of it."""
     request = run.request
     todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed)
     _reopen(folder, run)
 
     clock["look"] = time.monotonic()
     progress("tiles", 0, len(todo))
-    work, name = Work(), run.id
+    name = run.id
     events.tell("run begins", name, folder=folder.url, planned=len(tiles), pending=len(todo))
     for receipt in runner.look(run, folder, todo) if todo else ():
         held.check()
