@@ -106,7 +106,7 @@ def _check_blocks(
             elif not unlike and not (features.parts_states(folder, block) or "").endswith(digest):
                 unlike.append(f"its files in {mosaic.MASKS} are not those that were written, although they say the same")
         except (FileNotFoundError, DamagedError) as error:
-            unlike.append(f"the traced parts are missing or cannot be read: {error}")
+            unlike.append(f"the traced parts are missing or cannot be read: {str(error).splitlines()[0]}")
         holes += [f"block {block.id}: {each}" for each in unlike]
         broken += [features.parts_path(block)] if unlike else []
     return holes, broken

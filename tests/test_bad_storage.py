@@ -107,7 +107,6 @@ DAMAGES = [
     (lose_an_empty_tile, r"(\d+) tiles planned, (?!\1)\d+ have a state"),
     (flip_a_prediction, "cannot be read"),
     (lose_a_shard, "overview/4/confidence is wrong"),
-    (lose_the_masks, "masks.zarr is missing"),
     (tear_the_masks, "masks.zarr is missing or cannot be opened"),
     (tear_the_features, "features.parquet cannot be read"),
     (tear_the_coverage, "coverage.parquet cannot be read"),
