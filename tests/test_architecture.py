@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors", "compiling"}
-BASE = GROUND | {"access", "assignment", "dateline", "labels", "profiles", "raster", "storage", "tally"}
+BASE = GROUND | {"access", "assignment", "dateline", "events", "labels", "profiles", "raster", "storage", "tally"}
 STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "provenance", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,13 +24,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "compiling": set(),
-    "config": set(),
+    "config": {"events"},
     "access": GROUND,
     "dateline": set(),
     "profiles": GROUND,
     "assignment": GROUND,
     "labels": set(),
     "tally": set(),
+    "events": GROUND,
     "raster": GROUND | {"access", "tally"},
     "storage": GROUND,
     "lease": {"errors", "storage"},
