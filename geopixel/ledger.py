@@ -78,7 +78,7 @@ def load_plan(folder: Folder) -> Tiles:
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
     """Puts the prediction under its state; any other state supersedes an earlier failure. Equal predictions are equal bytes."""
     logits, scene, described = prediction.logits, prediction.scene, prediction.description
-    row = {
+    row: dict[str, Any] = {
         "tile_id": prediction.tile_id,
         "state": prediction.state,
         "reason": prediction.reason,
