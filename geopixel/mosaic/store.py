@@ -27,7 +27,7 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.errors import ZarrUserWarning
 
-from geopixel.errors import RunConflictError
+from geopixel.errors import RunConflictError, StorageError
 from geopixel.mosaic.blend import NONE, BlockMosaic
 from geopixel.mosaic.kernels import halve
 from geopixel.storage import Folder
@@ -143,7 +143,10 @@ def write_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> None:
     with folder.reached(), _codec_pipeline():
         root: Any = zarr.open_group(folder.zarr(MASKS), mode="r+")
         for path, place, plane in _planes(root, block, mosaic):
-            root[path][place] = plane
+            try:
+                root[path][place] = plane
+            except RuntimeError as error:  # as zarrs says whatever its store says
+                raise StorageError(f"cannot reach or write {folder.url}: {str(error).splitlines()[0]}") from error
 
 
 def unlike_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> list[str]:
