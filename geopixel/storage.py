@@ -4,10 +4,13 @@ renames; object stores do so by nature), so what is listed is whole. Knows nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,9 @@ from geopixel.errors import StorageError
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
+PAGE = 10_000
+_BEING_WRITTEN = re.compile(r"#\d+$")
+"""Of the file that obstore renames when all of it is there: its own listings leave it out too."""
 PATIENCE: RetryConfig = {
     "max_retries": 100,
     "retry_timeout": timedelta(minutes=3),
@@ -112,15 +118,33 @@ class Folder:
 
     def list(self, prefix: str = "") -> list[str]:
         """Paths of all files whose path starts with the folder prefix, sorted; none where the folder is missing."""
-        if self.is_local and not Path(self.url).is_dir():
-            return []
+        return sorted(path for page in self.pages(prefix) for path in page)
+
+    def pages(self, prefix: str = "") -> Iterator[Sequence[str]]:
+        """What list gives, in any order, some thousand at a time: for millions."""
+        if self.is_local:
+            above = len(str(Path(self.url))) + 1
+            for entries in self._scan(prefix):
+                yield [entry.path[above:] for entry in entries]
+            return
         with self.reached():
-            return sorted(entry["path"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
+            for page in obstore.list(self.open(), prefix=prefix or None, chunk_size=PAGE):
+                yield [entry["path"] for entry in page]
+
+    def _scan(self, prefix: str) -> Iterator[Sequence[os.DirEntry[str]]]:
+        """The files of a local folder. A tenth of the time of obstore, which asks for the size and the age of every file."""
+        waiting = [Path(self.url, prefix)] if Path(self.url, prefix).is_dir() else []
+        with self.reached():
+            while waiting:
+                with os.scandir(waiting.pop()) as entries:
+                    while page := list(islice(entries, PAGE)):
+                        waiting += [Path(entry.path) for entry in page if entry.is_dir()]
+                        yield [entry for entry in page if not entry.is_dir() and not _BEING_WRITTEN.search(entry.name)]
 
     def size(self, prefix: str = "") -> int:
         """Bytes of all files whose path starts with the folder prefix."""
-        if self.is_local and not Path(self.url).is_dir():
-            return 0
+        if self.is_local:
+            return sum(entry.stat().st_size for entries in self._scan(prefix) for entry in entries)
         with self.reached():
             return sum(entry["size"] for page in obstore.list(self.open(), prefix=prefix or None) for entry in page)
 

@@ -37,7 +37,7 @@ def verify(folder: Folder) -> Verdict:
     check_finished(folder)
     tiles = ledger.load_plan(folder)
     states = ledger.read_states(folder, tiles)
-    counts = ledger.recount(tiles, states)
+    counts = ledger.recount(states)
     holes, broken = [], list[str]()
     if sum(counts.values()) != len(tiles):
         holes.append(f"{len(tiles)} tiles planned, {sum(counts.values())} have a state")

@@ -130,7 +130,7 @@ def _create(folder: Folder, geobox: GeoBox, attributes: dict[str, Any], prompts:
         zarr.create_group(store, overwrite=True).create_group("overview")
         for factor in (1, *OVERVIEWS):
             coarse = geobox if factor == 1 else geobox.zoom_out(factor)
-            names = {"prompt": prompts, "item": items} if factor == 1 else {"prompt": prompts}
+            names: dict[str, Sequence[str]] = {"prompt": prompts} | ({"item": items} if factor == 1 else {})
             _create_level(store, _path(factor), coarse, names, BLOCK_SIZE // factor, shards=shards)
         zarr.open_group(store, mode="r+").attrs.update(attributes)
         zarr.consolidate_metadata(store)
