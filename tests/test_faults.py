@@ -20,6 +20,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from geopixel import lease
 from geopixel.distributed import RayRunner, runner
 from geopixel.errors import RunConflictError, StorageError
 from geopixel.pipeline import MAX_ATTEMPTS, SerialRunner, map_area
@@ -156,8 +157,11 @@ def driving(*arguments: object) -> Iterator[BaseProcess]:
     driver.join()
 
 
-def test_a_driver_that_is_killed_again_and_again_is_finished_by_the_next(cluster: Cluster, catalog: Path, serial: Path, tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_again_and_again_is_finished_by_the_next(
+    cluster: Cluster, catalog: Path, serial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At random moments of planning, looking, writing and publishing; a second driver meanwhile is refused."""
+    monkeypatch.setattr(lease, "STALE_SECONDS", PATIENCE)  # where many others work a driver may be slow to say that it lives
     out, chance = tmp_path / "map", random.Random(20)
     moments = ["survey 0", f"tiles {chance.randint(1, 3)}", f"tiles {chance.randint(1, 3)}", "blocks 0", "publish 0"]
     done: dict[str, int] = {}

@@ -67,6 +67,8 @@ def _own_errors() -> Iterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, GeoPixelError):
+            first, *others = error.cause.args
+            error.cause.args = (str(first).splitlines()[0], *others)  # Ray Data appends its advice
             raise error.cause from None
         raise
 

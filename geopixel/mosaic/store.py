@@ -27,7 +27,7 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.errors import ZarrUserWarning
 
-from geopixel.errors import RunConflictError
+from geopixel.errors import RunConflictError, StorageError
 from geopixel.mosaic.blend import NONE, BlockMosaic
 from geopixel.mosaic.kernels import halve
 from geopixel.storage import Folder
@@ -111,17 +111,17 @@ def create_mosaic(folder: Folder, blocks: Iterable[Block], prompts: Sequence[str
     geobox = _bounding(blocks)
     attributes = _group_attributes(geobox) | {"multiscales": {"layout": _layout(geobox)}, "zarr_conventions": list(_DECLARED.values())}
     with folder.reached():
-        return _create(folder, geobox, attributes, list(prompts), items, shards=shards)
+        return _create(folder, geobox, attributes, prompts, items, shards=shards)
 
 
-def _create(folder: Folder, geobox: GeoBox, attributes: dict[str, Any], prompts: list[str], items: Sequence[str], *, shards: bool) -> bool:
+def _create(folder: Folder, geobox: GeoBox, attributes: dict[str, Any], prompts: Sequence[str], items: Sequence[str], *, shards: bool) -> bool:
     store = folder.zarr(MASKS)
     if folder.exists(f"{MASKS}/zarr.json"):
         root: Any = zarr.open_group(store, mode="r")
         # The consolidated metadata is written last: without it a mosaic was never finished and nothing can have been written to it.
         if root.metadata.consolidated_metadata is not None:
             found = {name: root.attrs.get(name) for name in attributes}, list(root["prompt"][:]), root["mask"].shards is not None
-            if found != (attributes, prompts, shards):
+            if found != (attributes, list(prompts), shards):
                 raise RunConflictError(f"{MASKS} in {folder.url} has other prompts, shards or extent: {found[1]}, {found[0].get('spatial:bbox')}")
             return False
     with warnings.catch_warnings():
@@ -143,7 +143,10 @@ def write_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> None:
     with folder.reached(), _codec_pipeline():
         root: Any = zarr.open_group(folder.zarr(MASKS), mode="r+")
         for path, place, plane in _planes(root, block, mosaic):
-            root[path][place] = plane
+            try:
+                root[path][place] = plane
+            except RuntimeError as error:  # as zarrs says whatever its store says
+                raise StorageError(f"cannot reach or write {folder.url}: {str(error).splitlines()[0]}") from error
 
 
 def unlike_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> list[str]:
