@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
     "distributed": BELOW | {"pipeline"},
-    "console": BASE | {"cost", "pipeline"},
+    "country": BELOW | {"pipeline"},
+    "console": BASE | {"cost", "country", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""

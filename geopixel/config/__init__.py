@@ -1,5 +1,5 @@
-"""The settings of a map: one class that is the flags of jobs/map_region.py, the keys of its TOML file and the validation of
-both. Knows the form of every value; whether an area can be read, a catalog answers or a model exists is found out later."""
+"""The settings of a map, and of a country's: classes that are the flags of jobs/map_region.py and jobs/map_country.py, the keys of their TOML files and
+the validation of both. Knows the form of every value; whether an area can be read, a catalog answers or a model exists is found out later."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pyproj.exceptions import CRSError
 
 from geopixel.config.commandline import Settings, flag, load, suggestion
 
-__all__ = ["DEMO", "PLANETARY_COMPUTER", "SUBMITTED", "MapSettings", "load"]
+__all__ = ["DEMO", "NO_CATALOG", "PLANETARY_COMPUTER", "SUBMITTED", "CountrySettings", "MapSettings", "load"]
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/stac/v1"
-DEMO = "demo"
+DEMO, NO_CATALOG = "demo", "none"
 OUT_SCHEMES = ("s3", "gs", "az")
 """Object stores that can hold a run folder."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -301,6 +301,44 @@ class MapSettings(Settings):
     def _area_is_known(self) -> MapSettings:
         if self.aoi is None and self.catalog != DEMO:
             raise ValueError(f"--aoi is missing: say where to map (only --catalog {DEMO} brings its own area)")
+        return self
+
+
+class CountrySettings(MapSettings):
+    """Map what the prompts name in a whole country: cells of a world-anchored grid, each a run of its own, and one map of them all."""
+
+    program = "map_country"
+    usage = "map_country.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] --out PATH|URL [options]"
+    examples = """examples:
+  map_country.py --aoi france.geojson --prompt building --resolution 0.6 --catalog none --dry-run
+  map_country.py --aoi moldova.geojson --prompt building --collection naip --out s3://bucket/moldova
+  map_country.py --config moldova.toml --since last
+  ray job submit --working-dir . -- python jobs/map_country.py --config moldova.toml --out s3://bucket/moldova
+"""
+
+    since: Literal["last"] | None = flag(
+        "what to map",
+        "last",
+        "search every cell again, map those where the catalog has items that it did not have, and write what changed to changes/",
+    )
+    cell_blocks: int = flag("pixels of the map", "N", "edge of a cell in blocks of 4096 pixels: 4, 8, 16, 32 or 64 (default: 8)", 8)
+
+    @field_validator("catalog")
+    @classmethod
+    def _catalog_is_a_place(cls, catalog: str) -> str:
+        return catalog if catalog == NO_CATALOG else MapSettings._catalog_is_a_place(catalog)
+
+    @field_validator("cell_blocks")
+    @classmethod
+    def _cells_are_squares_of_a_quadtree(cls, blocks: int) -> int:
+        if blocks not in (4, 8, 16, 32, 64):
+            raise ValueError(f"must be 4, 8, 16, 32 or 64, got {blocks}")
+        return blocks
+
+    @model_validator(mode="after")
+    def _no_catalog_is_for_plans(self) -> CountrySettings:
+        if self.catalog == NO_CATALOG and not self.dry_run:
+            raise ValueError(f"--catalog {NO_CATALOG} plans from the outline alone: add --dry-run, or name a catalog")
         return self
 
 
