@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BELOW | {"pipeline"},
     "distributed": BELOW | {"pipeline"},
     "country": BELOW | {"pipeline"},
+    "annotation": BASE | STEPS | {"config", "labels"},
     "console": BASE | {"cost", "country", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}

@@ -34,6 +34,8 @@ class Labels:
     """Columns category (str) and geometry: valid polygons and multipolygons in one CRS, which it names; one row an object."""
 
     def to_crs(self, crs: str) -> Labels:
+        if self.table.crs == crs:
+            return self
         moved = self.table.to_crs(crs)
         return Labels(moved.set_geometry(shapely.make_valid(moved.geometry.to_numpy(), method="structure", keep_collapsed=False)))
 

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from geopixel.config import DEMO, MapSettings, flag, listed, read_settings
+from geopixel.config import DEMO, MapSettings
+from geopixel.config.commandline import Settings, flag, load
 
-USAGE = "annotate.py --labels [CLASS=]FILE (--images FOLDER | --catalog URL|FILE|demo) [options] --out FOLDER"
-EXAMPLES = """examples:
-  annotate.py --catalog demo --out runs/samples
-  annotate.py --images scenes/ --labels building=buildings.geojson --labels road=roads.parquet --out runs/samples
-  annotate.py --catalog catalog.json --labels labels.gpkg --class-column landuse --window labelled.geojson --out runs/samples
-  annotate.py --review runs/samples --out runs/reviewed      # after its review.jsonl was edited
-"""
 IMAGERY = ("collection", "datetime", "max_cloud", "access", "assets", "bands", "stretch", "profile", "resolution", "crs")
+
+
+def _listed(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 def _as_for_a_map(name: str) -> Any:
@@ -30,13 +28,19 @@ def _checks(name: str, check: str) -> Any:
     return field_validator(name)(getattr(MapSettings, check).__func__)
 
 
-class AnnotateSettings(BaseSettings):
-    """Imagery and labelled polygons in, training samples out: descriptions at three levels (scene, single objects, groups) whose every phrase is tied
-    to a mask. All of it or nothing is written; equal settings give equal bytes."""
+class AnnotateSettings(Settings):
+    """Imagery and labelled polygons in, training samples out: descriptions of scenes, single objects and groups, every phrase tied to a mask."""
 
-    model_config = MapSettings.model_config
+    program = "annotate"
+    usage = "annotate.py --labels [CLASS=]FILE (--images FOLDER | --catalog URL|FILE|demo) [options] --out FOLDER"
+    examples = """examples:
+  annotate.py --catalog demo --out runs/samples
+  annotate.py --images scenes/ --labels building=buildings.geojson --labels road=roads.parquet --out runs/samples
+  annotate.py --catalog catalog.json --labels labels.gpkg --class-column landuse --window labelled.geojson --out runs/samples
+  annotate.py --review runs/samples --out runs/reviewed      # after its review.jsonl was edited
+"""
 
-    labels: Annotated[tuple[str, ...], BeforeValidator(listed)] = flag(
+    labels: Annotated[tuple[str, ...], BeforeValidator(_listed)] = flag(
         "what is there",
         "[CLASS=]FILE",
         "polygons: GeoParquet, GeoJSON, GeoPackage ...; CLASS= says what all of them are, else a column does; repeat it for further files; "
@@ -81,13 +85,6 @@ class AnnotateSettings(BaseSettings):
     _profile = _checks("profile", "_profile_is_a_file")
     _crs = _checks("crs", "_crs_is_known")
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """As for a map: environment variables have no say."""
-        return (init_settings,)
-
     @field_validator("catalog")
     @classmethod
     def _catalog_is_a_place(cls, catalog: str | None) -> str | None:
@@ -124,5 +121,5 @@ def split_label(text: str) -> tuple[str | None, Path]:
 
 
 def load_settings(argv: Sequence[str] | None = None) -> AnnotateSettings:
-    """The settings of the command line and the TOML file that it names. Exits as config.read_settings does."""
-    return read_settings(AnnotateSettings, "annotate", USAGE, EXAMPLES, argv)
+    """The settings of the command line and the TOML file that it names. Exits as commandline.load does."""
+    return load(AnnotateSettings, argv)

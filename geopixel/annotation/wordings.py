@@ -244,8 +244,8 @@ def _count(text: str) -> tuple[str, int | None]:
 
 
 def _atoms(text: str, lexicon: _Lexicon, found: list[Atom]) -> str:
-    """Takes what is said from the beginning of the text; gives the rest."""
-    while (said := lexicon.longest(text, lexicon.atoms)) is not None:
+    """Takes what is said from the beginning of the text; gives the rest. Where a class is called what may be said of one, it is the class."""
+    while (said := lexicon.longest(text, lexicon.atoms)) is not None and len(said) > len(lexicon.longest(text, lexicon.nouns) or ""):
         found.extend(lexicon.atoms[said])
         text = text[len(said) :].lstrip()
         text = text.removeprefix("and ")
