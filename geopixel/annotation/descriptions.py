@@ -19,7 +19,7 @@ Level = Literal["scene", "object", "group"]
 SEG = "[SEG]"
 MOST_CLASSES = 6
 """Of which a scene description speaks, the widest first."""
-TRIES = 3
+TRIES = 8
 """How many objects are looked at for each that is wanted: some have no unambiguous expression."""
 
 SCENE_QUESTIONS = (
@@ -212,7 +212,7 @@ def _coverage(frame: Frame, category: str, rng: np.random.Generator) -> str:
 
 OBJECT_SENTENCES = ("{} {}.", "There is {}, which {}.", "One can make out {}, which {}.", "Then one sees {}; it {}.")
 PLAIN_SENTENCES = ("There is also {}.", "One can make out {}.", "Clearly visible is {}.", "{} can be seen as well.")
-GROUP_SENTENCES = ("There are {}.", "Also visible are {}.", "{} can be made out.", "{} belong together.", "One also sees {}.")
+GROUP_SENTENCES = ("There are {}.", "Also visible are {}.", "{} can be made out.", "{} stand out.", "One also sees {}.")
 
 
 def _object_sentence(writer: _Writer, expression: Expression, turn: int) -> str:

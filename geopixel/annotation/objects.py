@@ -107,8 +107,8 @@ class Frame:
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """(n, len(COLOURS)) share of an object's pixels that have each name."""
-        return np.array([colour_shares(self.rgb[each.window][each.mask]) for each in self.objects]).reshape(-1, len(COLOURS))
+        """(n, 2, len(COLOURS)) share of an object's pixels that have each name, and of those that may have it."""
+        return np.array([colour_shares(self.rgb[each.window][each.mask]) for each in self.objects]).reshape(-1, 2, len(COLOURS))
 
     def of(self, category: str) -> np.ndarray:
         """Indexes of its objects."""

@@ -41,7 +41,7 @@ EDGE, NOT_EDGE = 0.14, 0.22
 NEAR, NOT_NEAR = 0.03, 0.08
 """Share of the frame's longer side between two masks."""
 COLOURED, NOT_COLOURED = 0.5, 0.2
-"""Share of an object's pixels."""
+"""Share of an object's pixels: with so many of a colour it is of that colour, with no more that might be of it it is not."""
 CLEARLY = 1.25
 """How many times larger the largest is than any other."""
 APART = 0.05
@@ -148,7 +148,8 @@ def _size(frame: Frame, category: str, size: str) -> np.ndarray:
 
 
 def _colour(frame: Frame, category: str, colour: str) -> np.ndarray:
-    verdicts = _graded(-frame.colours[:, COLOURS.index(colour)], -COLOURED, -NOT_COLOURED)
+    share, possible = frame.colours[:, :, COLOURS.index(colour)].T
+    verdicts = np.where(share >= COLOURED, YES, np.where(possible <= NOT_COLOURED, NO, MAYBE)).astype(np.int8)
     verdicts[frame.area < SPECK] = MAYBE
     return verdicts
 
