@@ -61,7 +61,8 @@ def annotate(
     kept = split_places(places, wanted.validation, wanted.seed)
     if wanted.limit is not None and wanted.limit < len(places):
         drawn = np.random.default_rng(wanted.seed).permutation(len(places))[: wanted.limit]
-        places = [places[index] for index in sorted(drawn.tolist())]
+        places = [places[index] for index in drawn.tolist()]
+    places.sort(key=lambda place: (place in kept, place.id))  # as read_samples reads them
     counts: Counter[str] = Counter()
 
     def chips() -> Iterator[Annotated]:

@@ -136,7 +136,7 @@ def _seen_object(category: str, outline: Geometry, geobox: GeoBox, seen: np.ndar
     """The pixels whose centres a label covers, in the chip and where something was observed; None where that is nowhere."""
     height, width = seen.shape
     here = shapely.clip_by_rect(outline, *geobox.pad(2).boundingbox.bbox)  # a forest has thousands of holes elsewhere
-    pixels = shapely.transform(here, lambda xy: np.stack((~geobox.affine) * (xy[:, 0], xy[:, 1]), axis=-1))
+    pixels = shapely.transform(here, lambda xy: np.stack((~geobox.affine) @ (xy[:, 0], xy[:, 1]), axis=-1))
     left, top, right, bottom = (0.0, 0.0, 0.0, 0.0) if here.is_empty else pixels.bounds
     columns = slice(max(int(np.floor(left)), 0), min(int(np.ceil(right)), width))
     rows = slice(max(int(np.floor(top)), 0), min(int(np.ceil(bottom)), height))

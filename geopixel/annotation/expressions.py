@@ -103,6 +103,8 @@ def groups_of(frame: Frame, category: str) -> list[Expression]:
     """Unambiguous expressions for two or more objects of a class, but not for all of them: those that have something in common, rows and clusters.
     Each set of objects has one, its shortest. Counted where they are not too many."""
     members = frame.of(category)
+    if len(members) < 2:
+        return []
     found: dict[frozenset[int], Reference] = {}
     atoms = list(possible_atoms(frame, category, single=False))
     everyone = frozenset(members.tolist())
@@ -130,7 +132,7 @@ def _form(name: str) -> Form:
 
 
 def whole_class(frame: Frame, category: str) -> Expression:
-    """All that is seen of a class: "the road" where it is one, counted where every one can be told, else just "the buildings"."""
+    """All that is seen of a class, which is more than a speck: "the road" where it is one, counted where every one can be told, else "the buildings"."""
     members = frame.of(category)
     if len(members) == 1 and frame.area[members[0]] >= SPECK:
         return Expression(Reference(category), frozenset(members.tolist()))

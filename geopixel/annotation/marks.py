@@ -7,7 +7,7 @@ from itertools import cycle
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 
 PALETTE = ("#ffd60a", "#00e5ff", "#ff4fd8", "#7cff3a", "#ff8a1f", "#5b8cff", "#c68bff", "#00c08b", "#ffb3c7", "#ff3b30")
 SHORTEST_SIDE = 768
@@ -21,15 +21,17 @@ def draw_marks(rgb: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
     """(H, W, 3) uint8: the picture (h, w, 3) uint8, enlarged by a whole number, with the outline of every mask (h, w) bool and its number,
     counted from 1, in its colour."""
     scale = max(1, -(-SHORTEST_SIDE // min(rgb.shape[:2])))
-    canvas = np.kron(rgb, np.ones((scale, scale, 1), np.uint8))
-    enlarged = [np.kron(mask, np.ones((scale, scale), bool)) for mask in masks]
-    for mask, colour in zip(enlarged, cycle(PALETTE)):
-        canvas[mask & ~binary_erosion(mask, iterations=2, border_value=1)] = ImageColor.getrgb(colour)
+    canvas = _enlarged(rgb, scale)
+    for mask, colour in zip(masks, cycle(PALETTE)):
+        for window in find_objects(mask.astype(np.uint8)):
+            part = _enlarged(mask[window], scale)
+            rim = part & ~binary_erosion(np.pad(part, 2), iterations=2)[2:-2, 2:-2]
+            canvas[tuple(slice(side.start * scale, side.stop * scale) for side in window)][rim] = ImageColor.getrgb(colour)
     picture = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     taken: list[tuple[int, int]] = []
-    for number, (mask, colour) in enumerate(zip(enlarged, cycle(PALETTE)), start=1):
-        x, y = spot(mask, taken)
+    for number, (mask, colour) in enumerate(zip(masks, cycle(PALETTE)), start=1):
+        x, y = (int((at + 0.5) * scale) for at in spot(mask, [(left // scale, top // scale) for left, top in taken], CROWDED // scale))
         taken.append((x, y))
         left, top, right, bottom = draw.textbbox((x, y), str(number), font=font, anchor="mm")
         draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill="#101114", outline=colour, width=2)
@@ -37,13 +39,17 @@ def draw_marks(rgb: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(picture)
 
 
-def spot(mask: np.ndarray, taken: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """x, y of the pixel deepest in a mask, away from the numbers that are there already where the mask has such a place."""
+def _enlarged(pixels: np.ndarray, scale: int) -> np.ndarray:
+    return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def spot(mask: np.ndarray, taken: Sequence[tuple[int, int]], crowded: int) -> tuple[int, int]:
+    """x, y of the pixel deepest in a mask, more than crowded pixels away from those taken where the mask has such a place."""
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
     free = np.ones(mask.shape, bool)
     for x, y in taken:
-        free &= (np.abs(columns - x) > CROWDED) | (np.abs(rows - y) > CROWDED)
+        free &= (np.abs(columns - x) > crowded) | (np.abs(rows - y) > crowded)
     best = depth * free if (mask & free).any() else depth
     y, x = np.unravel_index(int(best.argmax()), mask.shape)
     return int(x), int(y)
