@@ -203,10 +203,9 @@ def _coverage(frame: Frame, category: str, rng: np.random.Generator) -> str:
         return ""
     noun = noun_of(category)
     name = MASS_WORDS[category][0] if noun.mass else noun.several[0]
-    ending = "s" if noun.mass and not name.endswith("s") else ""
+    singular = noun.mass and not name.endswith("s")
     about = "" if fraction in ("most", "nearly all") else "about "
-    verb = pick(rng, ("cover", "take up", "occupy"))
-    verb = verb.replace("take up", "takes up") if ending and " " in verb else verb.replace("occupy", "occupies") if ending and verb[-1] == "y" else verb + ending
+    verb = pick(rng, (("cover", "take up", "occupy"), ("covers", "takes up", "occupies"))[singular])
     return f"{name.capitalize()} {verb} {about}{fraction} of it."
 
 

@@ -50,15 +50,15 @@ def refer_to(frame: Frame, index: int, rng: np.random.Generator) -> Expression |
 
 
 def true_atoms(frame: Frame, index: int) -> list[Atom]:
-    """All that can be said of an object, whether it tells it from others or not, in a fixed order."""
+    """All that can be said of an object, whether it tells it from others or not, in a fixed order; of superlatives those that it may have among some
+    objects of its class."""
     category = str(frame.categories[index])
     atoms = []
     for atom in possible_atoms(frame, category, single=True):
-        if atom.kind in SUPERLATIVES:
-            true = judge(frame, Reference(category, (atom,)))[index] != NO
-        else:
-            true = judge_atom(frame, category, atom)[index] == YES
-        if true:
+        if atom.kind in SUPERLATIVES:  # it may be the largest among those of its colour
+            if atom.kind == "most" or judge(frame, Reference(category, (atom,)))[index] != NO:
+                atoms.append(atom)
+        elif judge_atom(frame, category, atom)[index] == YES:
             atoms.append(atom)
     return atoms
 

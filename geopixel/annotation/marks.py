@@ -51,5 +51,5 @@ def spot(mask: np.ndarray, taken: Sequence[tuple[int, int]], crowded: int) -> tu
     for x, y in taken:
         free &= (np.abs(columns - x) > crowded) | (np.abs(rows - y) > crowded)
     best = depth * free if (mask & free).any() else depth
-    y, x = np.unravel_index(int(best.argmax()), mask.shape)
-    return int(x), int(y)
+    row, column = divmod(int(best.argmax()), mask.shape[1])
+    return column, row

@@ -32,7 +32,8 @@ class Shown:
 
 def render_page(chips: Sequence[Shown], total: int) -> str:
     """HTML of some chips with all their texts; total: samples that there are. Texts are escaped, and the page runs no script."""
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string((files(__package__) / "samples.html.jinja").read_text(encoding="utf-8"))
+    source = (files(__package__) / "samples.html.jinja").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     shown = [
         {"id": chip.id, "split": chip.split, "picture": _data_url(chip.marked), "samples": [(each, list(coloured(each.answer))) for each in chip.samples]}
         for chip in chips

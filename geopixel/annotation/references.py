@@ -160,10 +160,8 @@ def _place(frame: Frame, category: str, place: str) -> np.ndarray:
     for word in words:
         axis = 0 if word in (*HORIZONTAL, "left/right") else 1
         at = frame.centres[:, axis]
-        if "/" in word:
-            here = _graded(np.abs(at - 0.5), MIDDLE, NOT_MIDDLE)
-        else:
-            here = _graded(at if word in ("left", "top") else 1 - at, THIRD, NOT_THIRD)
+        gap, *bounds = (np.abs(at - 0.5), MIDDLE, NOT_MIDDLE) if "/" in word else (at if word in ("left", "top") else 1 - at, THIRD, NOT_THIRD)
+        here = _graded(gap, *bounds)
         here[(frame.spans[:, axis] > WIDE) & (here == YES)] = MAYBE
         verdicts = np.minimum(verdicts, here)
     return verdicts
@@ -194,7 +192,7 @@ def _side(frame: Frame, category: str, value: str) -> np.ndarray:
     verdicts = np.full(len(boxes), NO, np.int8)
     for index, (left, top, right, bottom) in enumerate(boxes):
         rows = np.flatnonzero(present[top:bottom]) + top
-        before = first[rows] >= right if side in ("left", "above") else last[rows] < left
+        before = np.asarray(first[rows] >= right if side in ("left", "above") else last[rows] < left)
         if len(rows) >= BESIDE * (bottom - top):
             verdicts[index] = YES if before.all() else MAYBE if before.any() else NO
         elif before.all():  # it ends beside the object, or before it

@@ -107,8 +107,10 @@ class AnnotateSettings(Settings):
             raise ValueError(f"say where the imagery is with --images FOLDER or --catalog (not both), such as --catalog {DEMO}")
         elif not self.labels and self.catalog != DEMO:
             raise ValueError(f"--labels is missing: say what is there (only --catalog {DEMO} brings its own)")
-        elif self.images is not None and (strange := [name for name in ("collection", "datetime", "max_cloud", "access", "assets", "profile") if getattr(self, name)]):
-            raise ValueError(f"--{strange[0].replace('_', '-')} chooses from a catalog, and --images is a folder")
+        elif self.images is not None:
+            for name in ("collection", "datetime", "max_cloud", "access", "assets", "profile"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name.replace('_', '-')} is of a catalog, and --images is a folder")
         return self
 
 

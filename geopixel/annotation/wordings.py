@@ -67,7 +67,7 @@ MOST_WORDS = {
 }
 _COMPASS = {"top": "north", "bottom": "south", "left": "west", "right": "east"}
 _UPPER = {"top": "upper", "bottom": "lower"}
-PLACE_WORDS: dict[str, tuple[str, ...]] = {
+PLACE_WORDS: Mapping[str, tuple[str, ...]] = {
     "left": ("on the left", "on the left side of the image", "in the west of the image"),
     "right": ("on the right", "on the right side of the image", "in the east of the image"),
     "top": ("at the top", "in the upper part of the image", "in the north of the image"),
@@ -88,7 +88,7 @@ SIDE_WORDS = {
     "below": ("below {}", "south of {}"),
 }
 COLOUR_WORDS = {colour: (colour, "gray") if colour == "grey" else (colour,) for colour in COLOURS}
-assert PLACE_WORDS.keys() == set(PLACES) and EDGE_WORDS.keys() == set(EDGES) and SIDE_WORDS.keys() == set(SIDES) and MOST_WORDS.keys() == set(MOST)
+assert [set(words) for words in (PLACE_WORDS, EDGE_WORDS, SIDE_WORDS, MOST_WORDS)] == [set(values) for values in (PLACES, EDGES, SIDES, MOST)]
 
 DETERMINED = ("all of the", "all the", "all", "the", "an", "a", "several", "many", "some")
 LINES = {"row": ("row of", "line of"), "cluster": ("cluster of", "group of")}
@@ -120,7 +120,8 @@ def word(reference: Reference, rng: np.random.Generator, alone: Mapping[str, boo
     alone: by class, whether the picture shows a single object of it, which is then "the road" and not "a road".
     """
     noun = noun_of(reference.category)
-    before, after = [], []
+    before: list[tuple[int, str]] = []
+    after: list[tuple[int, str]] = []
     for atom in reference.atoms:
         options = list(_forms(atom, noun, alone))
         text, leads = pick(rng, options)
@@ -190,10 +191,9 @@ def _lexicon(categories: tuple[str, ...]) -> _Lexicon:
     atoms: dict[str, tuple[Atom, ...]] = {}
     for category in categories:
         noun = noun_of(category)
-        nouns |= {text: (category, "one") for text in noun.one} | {text: (category, "all") for text in noun.several}
-        if noun.mass:
-            nouns |= {text: (category, "all") for text in MASS_WORDS[category]}
-    values = {"size": SIZE_WORDS, "most": MOST_WORDS, "place": PLACE_WORDS, "edge": EDGE_WORDS, "colour": COLOUR_WORDS}
+        nouns.update(dict.fromkeys(noun.one, (category, "one")))
+        nouns.update(dict.fromkeys((*noun.several, *(MASS_WORDS[category] if noun.mass else ())), (category, "all")))
+    values: dict[str, Mapping[str, tuple[str, ...]]] = {"size": SIZE_WORDS, "most": MOST_WORDS, "place": PLACE_WORDS, "edge": EDGE_WORDS, "colour": COLOUR_WORDS}
     known = [Atom(kind, value) for kind, table in values.items() for value in table]  # type: ignore[arg-type]
     known += [Atom(kind, other) for kind in ("near", "nearest") for other in categories]  # type: ignore[arg-type]
     known += [Atom("side", f"{side} {other}") for side in SIDES for other in categories]

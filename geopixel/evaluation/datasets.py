@@ -96,7 +96,8 @@ def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
     for path in sorted(directory.glob("*.json")):
         annotation = read_json(path)
         try:
-            image, description, objects = annotation["img"], annotation["gcg_description"], annotation["segmentation" if "segmentation" in annotation else "polygons"]
+            image, description = annotation["img"], annotation["gcg_description"]
+            objects = annotation["segmentation"] if "segmentation" in annotation else annotation["polygons"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation of GeoPixelD: it lacks {error}") from error
         if len(objects) != description.count(SEG):
