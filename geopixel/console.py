@@ -123,7 +123,7 @@ def print_country(summary: CountrySummary, folder: Folder, gpu_price: float | No
         table.add_row("cost", f"{summary.model_hours * gpu_price:.4g} at {gpu_price:g} an hour")
     table.add_row("seconds", f"{summary.seconds:.1f}")
     _to_stdout().print(table)
-    outputs = {"features/*.parquet": "polygons", "cells.parquet": "cells", "collection.json": "catalog"}
+    outputs = {"features/*.parquet": "polygons", "cells.parquet": "cells", "index.html": "page", "collection.json": "catalog"}
     for name, what in (outputs | ({"changes": "changes"} if summary.changes else {})).items():
         print(f"{what:>9}: {folder.url}/{name}")
     for record in summary.failed[:CELLS_NAMED]:

@@ -43,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
     "distributed": BELOW | {"pipeline"},
-    "country": BELOW | {"pipeline"},
     "annotation": BASE | STEPS | {"config", "labels"},
+    "country": BELOW | {"pipeline", "verification"},
     "console": BASE | {"cost", "country", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}

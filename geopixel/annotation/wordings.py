@@ -193,9 +193,10 @@ def _lexicon(categories: tuple[str, ...]) -> _Lexicon:
         noun = noun_of(category)
         nouns.update(dict.fromkeys(noun.one, (category, "one")))
         nouns.update(dict.fromkeys((*noun.several, *(MASS_WORDS[category] if noun.mass else ())), (category, "all")))
-    values: dict[str, Mapping[str, tuple[str, ...]]] = {"size": SIZE_WORDS, "most": MOST_WORDS, "place": PLACE_WORDS, "edge": EDGE_WORDS, "colour": COLOUR_WORDS}
-    known = [Atom(kind, value) for kind, table in values.items() for value in table]  # type: ignore[arg-type]
-    known += [Atom(kind, other) for kind in ("near", "nearest") for other in categories]  # type: ignore[arg-type]
+    known = [Atom("size", value) for value in SIZE_WORDS] + [Atom("most", value) for value in MOST_WORDS]
+    known += [Atom("place", value) for value in PLACE_WORDS] + [Atom("edge", value) for value in EDGE_WORDS]
+    known += [Atom("colour", value) for value in COLOUR_WORDS]
+    known += [Atom("near", other) for other in categories] + [Atom("nearest", other) for other in categories]
     known += [Atom("side", f"{side} {other}") for side in SIDES for other in categories]
     for atom, roofed, alone in product(known, (True, False), (True, False)):
         for text, _ in _forms(atom, Noun((), (), roofed=roofed), dict.fromkeys(categories, alone)):

@@ -13,7 +13,8 @@ import shapely
 from pyproj import Geod
 
 from geopixel import lease, ledger, publish
-from geopixel.country.assembly import assemble_cell, check_part
+from geopixel.country.assembly import assemble_cell
+from geopixel.country.audit import verify_country
 from geopixel.country.cells import CELL_BLOCKS, Cell, cell_request, count_tiles, country_grid, cover, default_crs
 from geopixel.country.record import (
     CELL_STATES,
@@ -33,7 +34,7 @@ from geopixel.errors import NoScenesError
 from geopixel.model.config import GeoPixelConfig
 from geopixel.pipeline import USUAL, Limits, MapRequest, Progress, Runner, hash_weights, search_scenes, tile_flops
 from geopixel.storage import Folder
-from geopixel.tiling import choose_grid, ground_sample_distance, plan_tiles, smallest_object
+from geopixel.tiling import choose_grid, ground_sample_distance, plan_tiles, project_area, smallest_object
 from geopixel.types import STATES, Grid, State, TileReceipt, Tiles
 
 __all__ = [
@@ -187,24 +188,14 @@ def map_country(
             records[record.cell] = record
             progress("cells", count, len(todo))
         features = _assemble(cells, country, records, runner, progress)
-        store_cells(folder, cells, [records[cell.id] for cell in cells])
+        table = store_cells(folder, cells, [records[cell.id] for cell in cells])
         changed = bool(folder.list(f"changes/{passes.number}"))
         summary = _summarise(list(records.values()), features, len(todo), looked.total(), time.monotonic() - began, changed)
         told = {name: value for name, value in asdict(summary).items() if name not in ("failed", "changes")}
         note_pass(folder, replace(passes, ended=True), told)
+        title, area = f"{', '.join(request.prompts)}: {country.name}", project_area(request.area, cells[0].grid.crs)
+        publish.store_overview(folder, title, table, area, _facts(request, summary, passes))
     return summary
-
-
-def verify_country(folder: Folder) -> tuple[dict[str, Record], list[str]]:
-    """Recounts the cells: their records by id, and a line for everything that is missing. The maps of cells are verified one by one, as other runs are.
-    Raises FileNotFoundError where the folder holds no country."""
-    stored = folder.get_json(COUNTRY)
-    request = MapRequest.from_json({name: value for name, value in stored["request"].items() if name != "cell_blocks"})
-    cells = cover(request.area, country_grid(request.area, request.crs, request.resolution), stored["request"]["cell_blocks"])
-    records = {cell.id: load_record(folder, cell.id) for cell in cells}
-    holes = [f"cell {name} is {each.state}: {each.reason}".removesuffix(": ") for name, each in records.items() if each.state not in ("mapped", "nodata")]
-    holes += [wrong for cell in cells if records[cell.id].shown and (wrong := check_part(cell, folder, records))]
-    return records, holes
 
 
 def _is_due(record: Record, country: Country) -> bool:
@@ -228,6 +219,15 @@ def _assemble(cells: Sequence[Cell], country: Country, records: Mapping[str, Rec
         tables = {"features/*.parquet": "Outlines of what was found, a file for every cell", "cells.parquet": "What became of every cell"}
         publish.store_collection(country.folder, country.name, ", ".join(country.request.prompts), members, tables)
     return dict(total)
+
+
+def _facts(request: MapRequest, summary: CountrySummary, passes: Passes) -> list[tuple[str, str]]:
+    """What the country's page says above its drawing."""
+    found = ", ".join(f"{count:,} {prompt}" for prompt, count in summary.features.items())
+    tiles = ", ".join(f"{count:,} {state}" for state, count in summary.tiles.items() if count)
+    grid = f"{request.crs}, {request.resolution:g} units a pixel"
+    ground = f"{summary.km2:,.4g} km2, pass {passes.number} over the country"
+    return [("found", found), ("tiles", tiles), ("looked at", ground), ("model", request.model), ("grid", grid)]
 
 
 def _summarise(records: Sequence[Record], features: dict[str, int], worked: int, looked: int, seconds: float, changes: bool) -> CountrySummary:

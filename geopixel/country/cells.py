@@ -85,7 +85,7 @@ def cover(area: Geometry, grid: Grid, blocks: int) -> list[Cell]:
 def cell_request(country: MapRequest, cell: Cell) -> MapRequest:
     """What is asked for in a cell of a country: the part of the area that its tiles see, on the grid of all. The part ends beyond what the tiles of
     the cell read, so that it plans the very tiles that one run over the whole country would."""
-    reach = cell.polygon.buffer(4 * HALO * cell.grid.resolution, join_style="mitre")
+    reach = cell.polygon.buffer((HALO + 1) * cell.grid.resolution, join_style="mitre")
     part = shapely.intersection(project_area(country.area, cell.grid.crs), reach)
     area = unproject_area(shapely.MultiPolygon([each for each in shapely.get_parts(part) if each.geom_type == "Polygon"]), cell.grid.crs)
     return replace(country, area=area, crs=cell.grid.crs, resolution=cell.grid.resolution, window=cell.window)

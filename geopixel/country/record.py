@@ -116,8 +116,9 @@ def note_pass(folder: Folder, passes: Passes, submission: Mapping[str, Any] | No
     return passes
 
 
-def store_cells(folder: Folder, cells: Sequence[Cell], records: Sequence[Record]) -> None:
-    """Writes cells.parquet, GeoParquet in the CRS of the grid: a row for every cell, its tiles by state, its features of all prompts together."""
+def store_cells(folder: Folder, cells: Sequence[Cell], records: Sequence[Record]) -> gpd.GeoDataFrame:
+    """Writes cells.parquet, GeoParquet in the CRS of the grid: a row for every cell, its tiles by state, its features of all prompts together. Returns
+    the table."""
     rows = []
     for record in records:
         row = asdict(record) | {"features": sum(record.features.values())}
@@ -127,6 +128,7 @@ def store_cells(folder: Folder, cells: Sequence[Cell], records: Sequence[Record]
     sink = BytesIO()
     table.to_parquet(sink, write_covering_bbox=True, index=False)
     folder.put(CELLS, sink.getvalue())
+    return table
 
 
 def _path(cell: str) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 from ray.util.dask import ray_dask_get
 
 from geopixel import ledger
@@ -28,6 +30,8 @@ ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
+PIECES = 64
+"""That the tiles of one of many runs are read in: so many readers may share them."""
 SECONDS_PER_ASKING = 0.5
 """Between looks at which runs have been finished."""
 
@@ -104,15 +108,14 @@ class RayRunner:
     ) -> Iterator[Result]:
         """Runs are begun while others are looked at, and finished as soon as their last tile is stored: the model never waits for the end of one."""
         start()
-        begun = ray.data.from_items([{"job": index} for index in range(len(jobs))], override_num_blocks=len(jobs)).flat_map(
-            partial(_begin, jobs=jobs, begin=begin), num_cpus=READER_CPUS, compute=ray.data.TaskPoolStrategy(size=self._planners())
+        rows = ray.data.read_datasource(
+            _Runs(jobs, begin), override_num_blocks=len(jobs) * PIECES, num_cpus=READER_CPUS, concurrency=self._planners()
         )
-        rows = begun.repartition(target_num_rows_per_block=self._together)
         shared, left = ray.put((finish, jobs)), set(range(len(jobs)))
         finishing: list[ray.ObjectRef[Any]] = []
         seen: Counter[int] = Counter()
         asked = time.monotonic()
-        for (job, count), receipt in self._looked_at(rows, request, len(jobs)):
+        for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES):
             if receipt is not None:
                 receive(receipt)
                 seen[job] += 1
@@ -239,8 +242,26 @@ def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
     return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
 
 
-def _begin(row: dict[str, Any], jobs: Sequence[Job], begin: Callable[[Job], tuple[Folder, Tiles | None]]) -> list[dict[str, Any]]:
-    return _rows(*begin(jobs[row["job"]]), row["job"]).to_pylist()
+class _Runs(Datasource):
+    """The tiles of runs as they are begun, one task a run. Of a source Ray Data cuts what a task gives into pieces, so that many read the tiles of
+    one run; what a map gives it would cut in a step of its own, for which a small machine that is full of actors never has a core."""
+
+    def __init__(self, jobs: Sequence[Job], begin: Callable[[Job], tuple[Folder, Tiles | None]]) -> None:
+        self.jobs, self.begin = jobs, begin
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        shared = ray.put((self.jobs, self.begin))
+        return [ReadTask(partial(_begin, shared, index), unknown) for index in range(len(self.jobs))]
+
+
+def _begin(shared: ray.ObjectRef[Any], index: int) -> Iterator[pa.Table]:
+    jobs, begin = ray.get(shared)
+    folder, tiles = begin(jobs[index])
+    yield _rows(folder, tiles, index)
 
 
 @ray.remote(num_cpus=READER_CPUS)

@@ -73,8 +73,8 @@ def test_a_run_and_its_review(catalog: Path, tmp_path: Path, monkeypatch: pytest
     ring = [[west + x * 0.0006, south + y * 0.0006] for x, y in ((2, 2), (4, 2), (4, 3), (2, 3), (2, 2))]
     lake = {"type": "Feature", "properties": {"class": "lake"}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     Path("lake.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [lake]}))
-    flags = ["--catalog", str(catalog), "--labels", "lake.geojson", "--window", str(catalog.with_name("aoi.geojson")), "--chip-size", "128", "--validation", "0"]
-    assert annotate(monkeypatch, *flags, "--out", "samples") == 0
+    flags = ["--catalog", str(catalog), "--labels", "lake.geojson", "--window", str(catalog.with_name("aoi.geojson"))]
+    assert annotate(monkeypatch, *flags, "--chip-size", "128", "--validation", "0", "--out", "samples") == 0
     told = capsys.readouterr()
     assert "scene samples" in told.out
     assert told.out.strip().endswith("annotate.py --review samples")
