@@ -187,7 +187,7 @@ def _side(frame: Frame, category: str, value: str) -> np.ndarray:
     boxes = frame.boxes.astype(int)
     if side in ("above", "below"):
         mask, boxes = mask.T, boxes[:, [1, 0, 3, 2]]
-    present = mask.any(axis=1)
+    present: np.ndarray = np.asarray(mask.any(axis=1))
     first, last = mask.argmax(axis=1), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
     verdicts = np.full(len(boxes), NO, np.int8)
     for index, (left, top, right, bottom) in enumerate(boxes):
