@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "finetuning": BELOW,
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
+    "annotation": BASE | STEPS | {"config", "labels"},
     "distributed": BELOW | {"pipeline", "finetuning"},
     "country": BELOW | {"pipeline", "verification"},
     "console": BASE | {"cost", "country", "pipeline"},

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_json, read_mask, some
+from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
 
 SEG = "[SEG]"
 
@@ -89,19 +89,28 @@ def read_chips(images: Path, masks: Path, prompt: str) -> list[Referring]:
 
 def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
     """The descriptions of a split (train, test) of GeoPixelD (MBZUAI/GeoPixelD): every <split>/*.json holds gcg_description and polygons, for
-    each [SEG] a list of rings of (x, y) in pixels, and names its picture, img, which lies beside it. Raises ValueError where that is not so."""
+    each [SEG] a list of rings of (x, y) in pixels, and names its picture, img, which lies beside it. Samples of jobs/annotate.py hold COCO run
+    lengths instead, as segmentation. Raises ValueError where that is not so."""
     directory = present(folder / split)
     samples = []
     for path in sorted(directory.glob("*.json")):
         annotation = read_json(path)
         try:
-            image, description, objects = annotation["img"], annotation["gcg_description"], annotation["polygons"]
+            image, description = annotation["img"], annotation["gcg_description"]
+            objects = annotation["segmentation"] if "segmentation" in annotation else annotation["polygons"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation of GeoPixelD: it lacks {error}") from error
         if len(objects) != description.count(SEG):
             raise ValueError(f"{path}: every {SEG} has one mask, got {len(objects)} masks for {description.count(SEG)}")
-        samples.append(Grounded(directory / image, description, partial(draw_masks, objects, directory / image)))
+        read = _decode_masks if "segmentation" in annotation else draw_masks
+        samples.append(Grounded(directory / image, description, partial(read, objects, directory / image)))
     return some(samples, f"{directory} holds no annotation")
+
+
+def _decode_masks(objects: Sequence[Any], image: Path) -> np.ndarray:
+    """(N, height, width) bool of run lengths."""
+    height, width = read_image(image).shape[:2]
+    return np.stack([decode_mask(each, height, width) for each in objects]) if objects else np.zeros((0, height, width), bool)
 
 
 DATASETS: dict[str, Callable[[Path, str], list[Referring] | list[Grounded]]] = {
