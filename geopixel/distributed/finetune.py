@@ -51,7 +51,7 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
             storage_path=str(work),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # the types are of Train's first version
         ),
     )
     try:
@@ -59,6 +59,7 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise GeoPixelError(f"the training did not end: {_reason(error)}; submitted again it goes on from its last checkpoint") from error
+    assert result.checkpoint is not None, "the last step stores one"
     with result.checkpoint.as_directory() as folder:
         shutil.copyfile(Path(folder, TRAINED), work / TRAINED)
     return work / TRAINED

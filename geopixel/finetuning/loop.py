@@ -137,7 +137,8 @@ def spread(objective: Objective, world: World, *, shard: bool) -> nn.Module:
     if shard:
         for layer in objective.network.language.layers:
             fully_shard(layer)
-        return fully_shard(objective)
+        fully_shard(objective)  # in its place
+        return objective
     return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 

@@ -139,7 +139,7 @@ class Steps:
 
     def adam_state(self) -> dict[str, Tensor]:
         """What AdamW remembers, made where it is not yet: by kind and weight."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             state = self.adam.state[weight]
             if not state:
