@@ -19,8 +19,8 @@ from geopixel.storage import Folder
 
 LEASES = "lease"
 RENEW_SECONDS = 3.0
-STALE_SECONDS = 20.0
-"""A lease that did not change for so long is a dead driver's; several renewals fit in, so that a slow store does not cost a live one its run."""
+STALE_SECONDS = 45.0
+"""A lease that did not change for so long is a dead driver's; many renewals fit in: neither a slow store nor a busy machine costs a live one its run."""
 POLL_SECONDS = 0.5
 
 

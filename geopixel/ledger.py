@@ -231,20 +231,30 @@ def store_coverage(folder: Folder, states: States) -> None:
 
 def attempts(folder: Folder, tile_id: str) -> int:
     """How often the tile has been begun without a result."""
-    return len(folder.list(f"attempts/{tile_id}"))
+    try:
+        return int(folder.get(f"attempts/{tile_id}"))
+    except FileNotFoundError:
+        return 0
 
 
 def begin_attempt(folder: Folder, tile_id: str) -> int:
     """Notes that a worker begins the tile; returns how often it has been begun by now."""
     number = attempts(folder, tile_id) + 1
-    folder.put(f"attempts/{tile_id}/{number}", b"")
+    folder.put(f"attempts/{tile_id}", str(number).encode())
     return number
 
 
 def end_attempts(folder: Folder, tile_id: str) -> None:
     """Forgets the attempts; call it once the tile's prediction is stored."""
-    for path in folder.list(f"attempts/{tile_id}"):
-        folder.delete(path)
+    folder.delete(f"attempts/{tile_id}")
+
+
+def forgive_attempts(folder: Folder, most: int) -> None:
+    """For a new submission: what ended the last one may have been no tile's fault, so every tile gets one more try. most: as often as one may be begun."""
+    for path in folder.list("attempts"):
+        tile_id = path.rsplit("/", 1)[1]
+        if attempts(folder, tile_id) >= most:
+            folder.put(f"attempts/{tile_id}", str(most - 1).encode())
 
 
 def _path(tile_id: str, state: State) -> str:

@@ -183,5 +183,13 @@ def test_attempts_are_counted_for_each_tile_alone_until_they_end(folder: Folder)
     assert [ledger.begin_attempt(folder, "512_1_2") for _ in range(3)] == [1, 2, 3]
     assert ledger.begin_attempt(folder, "512_1_20") == 1
     ledger.end_attempts(folder, "512_1_2")
-    assert folder.list() == ["attempts/512_1_20/1"]
+    assert folder.list() == ["attempts/512_1_20"]
     assert ledger.begin_attempt(folder, "512_1_2") == 1
+
+
+def test_a_new_submission_gives_every_tile_one_more_try(folder: Folder) -> None:
+    for tile, times in (("512_0_0", 5), ("512_0_1", 1)):
+        for _ in range(times):
+            ledger.begin_attempt(folder, tile)
+    ledger.forgive_attempts(folder, 3)
+    assert [ledger.begin_attempt(folder, tile) for tile in ("512_0_0", "512_0_1", "512_0_2")] == [3, 2, 1]

@@ -174,7 +174,7 @@ def map_country(
         passes = open_country(folder, request, blocks)
         if again and passes.ended:
             passes = note_pass(folder, Passes(passes.number + 1))
-        country = Country(folder, request, config, hash_weights(request.model), limits, passes.number, retry_failed)
+        country = Country(folder, request, config, hash_weights(request.model), limits, passes.number, runner.max_attempts, retry_failed)
         records = {cell.id: load_record(folder, cell.id) for cell in cells}
         todo = [cell for cell in cells if _is_due(records[cell.id], country)]
         looked, planned = Work(), {}

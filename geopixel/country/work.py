@@ -37,6 +37,8 @@ class Country:
     limits: Limits
     number: int
     """Of the pass over the country."""
+    max_attempts: int
+    """See pipeline.Runner."""
     retry_failed: bool = False
 
     @property
@@ -57,6 +59,7 @@ def begin_cell(cell: Cell, country: Country) -> tuple[Folder, Tiles | None]:
         folder = run_folder(country.folder, cell.id, record.run)
         _, tiles = _stored(folder, request)
         todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=country.retry_failed)
+        ledger.forgive_attempts(folder, country.max_attempts)
         store_record(country.folder, replace(record, state="begun", reason=""))
     except Exception as error:  # one cell must not end the country
         store_record(country.folder, _failed(record, error))

@@ -109,6 +109,7 @@ def _work(
     request = run.request
     todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed)
     _reopen(folder, run)
+    ledger.forgive_attempts(folder, runner.max_attempts)
 
     clock["look"] = time.monotonic()
     progress("tiles", 0, len(todo))

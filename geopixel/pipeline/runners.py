@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 class Runner(Protocol):
     """Spreads tiles and blocks over whatever there is."""
 
+    max_attempts: int
+    """A tile that was begun so often without a result is set aside as failed."""
+
     @property
     def dask_scheduler(self) -> Any:
         """For the survey; None: threads."""
