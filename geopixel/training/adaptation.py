@@ -147,13 +147,13 @@ class Adaptation:
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
         state = State(self.work / f"{name}.pt", parts, optimizer)
         done, curve = state.load()
-        torch.manual_seed(self.windows.seed + done)
-        began = saved = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
+        began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
         saved = time.monotonic()
         recent: list[Tensor] = []
         for step in range(done, stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate(step, stage)
+            torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
             losses = loss([example(step * stage.batch + i) for i in range(stage.batch)])
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
@@ -277,9 +277,7 @@ def adapt_nano(
     (out / "training.json").write_text(json.dumps({"adaptation": record, "start": earlier}, indent=1) + "\n")
 
 
-def prepare(
-    start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, report: Callable[[str], None]
-) -> Adaptation:
+def prepare(start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, report: Callable[[str], None]) -> Adaptation:
     torch.manual_seed(seed)
     network, tokenizer = load_model(start, torch.float32, torch.device("cpu"))
     network.train().requires_grad_(True)

@@ -56,7 +56,8 @@ def test_chips_are_put_together_as_they_lie_on_the_ground(tmp_path: Path) -> Non
     first = grounds[0]
     assert [tuple(first.rgb[y, x, :2].round(-1)) for y, x in ((100, 100), (100, 400), (400, 100))] == [(0, 0), (0, 20), (20, 0)]
     assert (first.truth[256:, 256:] == UNLABELLED).all()
-    assert (first.truth[:256, :128] == CONCEPTS["building"]).all() and (first.truth[:256, 128:256] == OTHER).all()
+    assert (first.truth[:256, :128] == CONCEPTS["building"]).all()
+    assert (first.truth[:256, 128:256] == OTHER).all()
     assert {ground.site for ground in building_grounds(tmp_path, ["here"])} == {"there"}
 
 
@@ -96,7 +97,8 @@ def test_another_style_is_the_same_place() -> None:
     rgb[:, :40], rgb[:, 40:] = (60, 90, 60), (190, 160, 150)
     styles = [restyle(np.random.default_rng(seed), rgb) for seed in range(30)] + [jitter(np.random.default_rng(seed), rgb) for seed in range(30)]
     for style in styles:
-        assert style.shape == rgb.shape and style.dtype == np.uint8
+        assert style.shape == rgb.shape
+        assert style.dtype == np.uint8
         steps = np.abs(np.diff(style.astype(int).mean(axis=(0, 2))))
         assert abs(int(steps.argmax()) - 39) <= 2
     assert len({style.tobytes() for style in styles}) == len(styles)
@@ -110,14 +112,16 @@ def test_what_is_kept_back_is_whole_tiles_and_is_never_trained_on(shared: Path) 
     for code in (CONCEPTS[name] for name in DUBAI_PALETTE.values() if name):
         assert any((ground.truth == code).any() for ground in kept)
     west, east = (naip_grounds(shared / "imagery" / "naip-north-dakota", kept_back=back) for back in (False, True))
-    assert len(west) == len(east) == 5 and all(one.truth.shape[1] + other.truth.shape[1] == 934 for one, other in zip(west, east, strict=True))
+    assert len(west) == len(east) == 5
+    assert all(one.truth.shape[1] + other.truth.shape[1] == 934 for one, other in zip(west, east, strict=True))
 
 
 def test_the_sites_of_the_real_chips_fit_together(shared: Path) -> None:
     """Neighbours agree where they meet: a pixel beside the seam differs from its neighbour no more than elsewhere."""
     folder = shared / "training" / "buildings"
     (banepa,) = (ground for ground in building_grounds(folder, ["zanzibar", "nepal2"]))
-    assert banepa.truth.shape == (16 * CHIP, 12 * CHIP) and not (banepa.truth == UNLABELLED).any()
+    assert banepa.truth.shape == (16 * CHIP, 12 * CHIP)
+    assert not (banepa.truth == UNLABELLED).any()
     assert (banepa.rgb[:CHIP, CHIP : 2 * CHIP] == read_picture(folder / "img" / "banepa_3560_3756.jpg")).all()
     seam = np.abs(banepa.rgb[:, CHIP].astype(int) - banepa.rgb[:, CHIP - 1]).mean()
     inside = np.abs(banepa.rgb[:, CHIP + 50].astype(int) - banepa.rgb[:, CHIP + 49]).mean()

@@ -77,13 +77,17 @@ def test_what_the_labels_do_not_tell_is_neither_asked_nor_learnt(examples: Rende
         example = examples.teacher.example(np.zeros((64, 64, 3), np.uint8), codes, ["building"], np.random.default_rng(seed))
         said = " ".join(examples.teacher.tokenizer.decode(tokens) for tokens in example.tokens)
         asked = {name for word, name in CLASS_OF.items() if f"for {word} in" in said or f"any {word} in" in said}
-        assert asked <= {"building"} and example.concepts == [0] and example.denied == []
+        assert asked <= {"building"}
+        assert example.concepts == [0]
+        assert example.denied == []
     building, *others = example.weights
-    assert building[:, :48 * 2].eq(1).all() and building[:, 48 * 2 :].eq(0).all()
+    assert building[:, : 48 * 2].eq(1).all()
+    assert building[:, 48 * 2 :].eq(0).all()
     assert not any(weights.any() for weights in others)
     picture = examples.teacher.picture(np.zeros((64, 64, 3), np.uint8), codes, ["building", "road"], 256)
     assert (picture.concepts, picture.denied, picture.shares.shape) == ([0], [1], (len(CONCEPTS), 64, 64))
-    assert picture.tokens == [] and torch.equal(picture.shares[0, :32, :48], torch.ones(32, 48))
+    assert picture.tokens == []
+    assert torch.equal(picture.shares[0, :32, :48], torch.ones(32, 48))
 
 
 def test_descriptions_read_well_and_name_every_class() -> None:
