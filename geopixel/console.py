@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -13,13 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from geopixel.cost import Spent
+from geopixel.country import CountryPlan, CountrySummary
 from geopixel.pipeline import Plan, Summary
+from geopixel.pipeline.planning import FLOPS_PER_SECOND
 from geopixel.storage import Folder
-from geopixel.types import State
+from geopixel.types import BLOCK_SIZE, State
 
 SECONDS_PER_LINE = 10.0
 """Between two lines of progress where the output is a log and no terminal."""
 LOG_WIDTH = 160
+CELLS_NAMED = 10
+"""Of those that came to nothing: the others are in the table."""
 
 
 class ProgressDisplay:
@@ -81,6 +86,51 @@ def print_summary(summary: Summary, folder: Folder, gpu_price: float | None) -> 
     outputs = {"features.parquet": "polygons", "masks.zarr": "rasters", "coverage.parquet": "tiles", "report.html": "page"}
     for name, what in outputs.items() if summary.published else [("coverage.parquet", "tiles")]:
         print(f"{what:>9}: {folder.url}/{name}")
+
+
+def print_country_plan(plan: CountryPlan, stored: Folder | None, gpu_price: float | None) -> None:
+    """What mapping a country would take, by its outline; the last line says all of it. stored: where the tables were written."""
+    table = Table("", "planned", title="Plan of the outline, as if there were plain imagery everywhere", title_justify="left")
+    sizes = Counter(plan.tiles.size[plan.tiles.to_read].tolist())
+    hours = {device: plan.flops / rate / 3600 for device, rate in FLOPS_PER_SECOND.items()}
+    table.add_row("grid", f"{plan.grid.crs}, {plan.grid.resolution:g} units a pixel")
+    table.add_row("cells", f"{len(plan.cells)} of {plan.cells[0].blocks * BLOCK_SIZE} pixels")
+    table.add_row("tiles to look at", _sizes(dict(sorted(sizes.items()))))
+    table.add_row("model", f"about {hours['cuda']:.3g} GPU-hours, or {_duration(hours['cpu'])} of a CPU core (assumed rates)")
+    if gpu_price is not None:
+        table.add_row("cost", f"about {hours['cuda'] * gpu_price:.4g} at {gpu_price:g} a GPU-hour")
+    _to_stdout().print(table)
+    print(f"    cells: {stored.url}/cells.parquet, tiles: plan.parquet" if stored else "    cells: not written: a country is there, and keeps its records")
+    read = sizes.total()
+    print(
+        f"planned {len(plan.cells)} cells, {len(plan.tiles)} tiles ({read} to look at, {len(plan.tiles) - read} outside), {plan.km2:.6g} km2, "
+        f"about {hours['cuda']:.3g} GPU-hours"
+    )
+
+
+def print_country(summary: CountrySummary, folder: Folder, gpu_price: float | None) -> None:
+    """What became of a country's cells, and where its map is."""
+    table = Table("", "all submissions", title="Country", title_justify="left")
+    cells = ", ".join(f"{count} {state}" for state, count in summary.cells.items())
+    table.add_row("cells", f"{cells} ({summary.worked} worked on now)")
+    tiles = ", ".join(f"{count} {state}" for state, count in summary.tiles.items() if count)
+    table.add_row("tiles", f"{sum(summary.tiles.values())}: {tiles} ({summary.looked} looked at now)")
+    for prompt, count in summary.features.items():
+        table.add_row(prompt, f"{count} features")
+    table.add_row("ground", f"{_km2(summary.km2)} looked at, {_bytes(summary.read_bytes)} read")
+    table.add_row("model", _duration(summary.model_hours))
+    if gpu_price is not None:
+        table.add_row("cost", f"{summary.model_hours * gpu_price:.4g} at {gpu_price:g} an hour")
+    table.add_row("seconds", f"{summary.seconds:.1f}")
+    _to_stdout().print(table)
+    outputs = {"features/*.parquet": "polygons", "cells.parquet": "cells", "index.html": "page", "collection.json": "catalog"}
+    for name, what in (outputs | ({"changes": "changes"} if summary.changes else {})).items():
+        print(f"{what:>9}: {folder.url}/{name}")
+    for record in summary.failed[:CELLS_NAMED]:
+        why = record.reason or f"{record.tiles.get('failed', 0)} tiles failed"
+        print(f"cell {record.cell} is {record.state}: {why}", file=sys.stderr)
+    if len(summary.failed) > CELLS_NAMED:
+        print(f"... and {len(summary.failed) - CELLS_NAMED} more, see cells.parquet", file=sys.stderr)
 
 
 def _rows(plan: Plan, spent: Spent | None, gpu_price: float | None) -> Iterator[tuple[str, str, str]]:

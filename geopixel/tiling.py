@@ -33,6 +33,9 @@ imagery, mean gradients are 0.02-0.06 on open land and among scattered houses, 0
 MAX_EDGE_DEGREES = 0.01
 """Longest edge of an area when it is reprojected, about 1 km: a straight edge then bends less than 0.1 m up to latitude 60."""
 
+METRES_PER_DEGREE = 111_320
+"""Along the equator."""
+
 OBJECT_METRES = {
     "animal": 2, "person": 2, "solar panel": 2,
     "car": 4, "vehicle": 4, "tree": 4, "truck": 4, "van": 4,
@@ -147,13 +150,26 @@ def _round(value: float, digits: int = 6) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def survey_cells(area: Geometry, grid: Grid) -> tuple[int, int, int, int]:
+Window = tuple[int, int, int, int]
+"""Pixels [left, right) x [top, bottom) of a grid, counted from the CRS origin, as (left, top, right, bottom)."""
+
+
+def survey_cells(area: Geometry, grid: Grid, window: Window | None = None) -> tuple[int, int, int, int]:
     """Half-open range (column0, row0, column1, row1) of cells of CELL_SIZE pixels, counted from the CRS origin, that holds every
-    super-tile whose core and halo the area (EPSG:4326) touches. Aligned to super-tiles. Errors as plan_tiles."""
-    supers, _ = _touched_supers(_to_pixels(area, grid))
+    super-tile (of the window) whose core and halo the area (EPSG:4326) touches. Aligned to super-tiles. Errors as plan_tiles."""
+    supers, _ = _touched(_to_pixels(area, grid), SUPER_SIZE, window)
     ratio = SUPER_SIZE // CELL_SIZE
     (column0, row0), (column1, row1) = (supers.min(axis=0) * ratio).tolist(), ((supers.max(axis=0) + 1) * ratio).tolist()
     return column0, row0, column1, row1
+
+
+def touched_squares(area: Geometry, grid: Grid, size: int) -> np.ndarray:
+    """(n, 2) int32 column and row, in squares of size pixels from the CRS origin, of those that with HALO around them the area (EPSG:4326) touches:
+    they hold all tiles of the area. Along a Morton curve. size: SUPER_SIZE times a power of two. Errors as plan_tiles."""
+    times = size // SUPER_SIZE
+    if size != times * SUPER_SIZE or times < 1 or times & (times - 1):
+        raise ValueError(f"squares of tiles are {SUPER_SIZE} pixels times a power of two, got {size}")
+    return _touched(_to_pixels(area, grid), size, None)[0]
 
 
 def plan_tiles(
@@ -166,6 +182,7 @@ def plan_tiles(
     costs: Mapping[int, float],
     mask_size: int = 256,
     max_cloud: float | None = None,
+    window: Window | None = None,
 ) -> Tiles:
     """Tiles whose cores cover, once, every super-tile whose core and halo the area touches, along a Morton curve that hangs on the CRS origin.
 
@@ -175,19 +192,21 @@ def plan_tiles(
     None: nobody looked, all ground counts as seen, plain and clear. smallest_object: metres. ground_sample_distance: metres per pixel.
     costs: what the model takes for a tile of a size, in any unit; a size that is not named does not fit the model and is never read.
     mask_size: cells along an edge of the model's low-resolution mask. max_cloud: largest share (0..1) of cloud still looked at; None: any.
+    window: only super-tiles that lie in it, edges at multiples of SUPER_SIZE; None: all. Windows that part the plane part the tiles.
 
     A tile that is read is the largest that best_size allows and whose detail stays within DETAIL_BUDGET. The others are as large as
     what is said of them is true: `outside`, the area does not touch core and halo; `nodata`, no pixel of the core was observed (it
     would answer for nothing; the cells around say little of a 64-pixel halo, and neighbours that look into this core read their own
     halo); `cloud`, there is too much of it in every observed cell of the core, or over the whole of a tile that else were read.
-    Raises ValueError for an empty area, one that the CRS cannot hold, a share out of 0..1, a survey that misses cells, or costs without the smallest size.
+    Raises ValueError for an empty area, one that the CRS cannot hold or that does not touch the window, a share out of 0..1, a survey that misses
+    cells, or costs without the smallest size.
     """
     if max_cloud is not None and not 0 <= max_cloud <= 1:
         raise ValueError(f"max_cloud is a share from 0 to 1, got {max_cloud}")
     shape = _to_pixels(area, grid)
     cells = None if survey is None else _Cells(survey)
     best = best_size(smallest_object, ground_sample_distance, mask_size, costs)
-    supers, inside = _touched_supers(shape)
+    supers, inside = _touched(shape, SUPER_SIZE, window)
     parts = []
     for first in range(0, len(supers), SUPERS_AT_ONCE):
         some = np.s_[first : first + SUPERS_AT_ONCE]
@@ -211,6 +230,7 @@ def best_size(smallest_object: float, ground_sample_distance: float, mask_size: 
     return size
 
 
+@lru_cache(maxsize=4)  # a country's outline is asked for again by each of its cells
 def project_area(area: Geometry, crs: str) -> Geometry:
     """The area (EPSG:4326) in another CRS, its edges where they are on the ground. ValueError where it is empty or the CRS cannot hold it."""
     if not area.area > 0:
@@ -220,6 +240,13 @@ def project_area(area: Geometry, crs: str) -> Geometry:
     if not np.isfinite(shapely.get_coordinates(shape)).all():
         raise ValueError(f"the area with bounds {area.bounds} does not fit into {crs}: choose another --crs")
     return shape if shape.is_valid else shapely.make_valid(shape)
+
+
+def unproject_area(shape: Geometry, crs: str) -> Geometry:
+    """Inverse of project_area, of a shape whose edges are straight in the CRS."""
+    longest = MAX_EDGE_DEGREES * (1 if CRS.from_user_input(crs).is_geographic else METRES_PER_DEGREE)
+    back = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    return shapely.transform(shapely.segmentize(shape, longest), back.transform, interleaved=False)
 
 
 def _to_pixels(area: Geometry, grid: Grid) -> Geometry:
@@ -245,9 +272,12 @@ def _children(squares: np.ndarray) -> np.ndarray:
     return (squares[:, None] * 2 + np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.int32)).reshape(-1, 2)
 
 
-def _touched_supers(shape: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """All super-tiles whose core and halo the shape touches, by descent from the four squares that meet at the CRS origin and hold the shape."""
-    size = SUPER_SIZE
+def _touched(shape: Geometry, smallest: int, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+    """All squares of the smallest size (in the window) that the shape touches, halo included, by descent from the four that meet at the CRS origin
+    and hold the shape."""
+    if window is not None and any(edge % SUPER_SIZE for edge in window):
+        raise ValueError(f"a window's edges are multiples of {SUPER_SIZE} pixels, got {window}")
+    size = smallest
     while size < np.abs(shape.bounds).max() + HALO:
         size *= 2
     squares, inside = np.array([[-1, -1], [0, -1], [-1, 0], [0, 0]], np.int32), np.zeros(4, np.bool_)
@@ -257,8 +287,14 @@ def _touched_supers(shape: Geometry) -> tuple[np.ndarray, np.ndarray]:
         touching = np.ones(len(squares), np.bool_)
         touching[edge] = shapely.intersects(shape, boxes)
         inside[edge] = shapely.contains_properly(shape, boxes)
+        if window is not None:
+            left, top, right, bottom = window
+            columns, rows = squares.T.astype(np.int64) * size
+            touching &= (columns < right) & (columns + size > left) & (rows < bottom) & (rows + size > top)
         squares, inside = squares[touching], inside[touching]
-        if size == SUPER_SIZE:
+        if not len(squares):
+            raise ValueError(f"the area with bounds {shape.bounds} in pixels does not touch the window {window}")
+        if size == smallest:
             return squares, inside
         squares, inside = _children(squares), np.repeat(inside, 4)
         size //= 2

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from geopixel.aoi import read_area
-from geopixel.config import DEMO, MapSettings, load_settings
+from geopixel.config import DEMO, MapSettings, load
 from geopixel.errors import GeoPixelError
 
 
 def main() -> int:
-    settings = load_settings()
+    settings = load(MapSettings)
     try:
         return map_region(settings)
     except (GeoPixelError, ValueError) as error:

@@ -413,7 +413,7 @@ def test_the_commands_of_the_page_are_shell_and_ask_jobs_in_words_they_know() ->
     script = blocks.partition("hours  =")[0] + blocks[blocks.index("IMAGE=$REGISTRY") :]  # the formula of the cost is no command
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
     commands = re.findall(r"jobs/(\w+\.py) (.*)", script.replace("\\\n", " "))
-    assert {name for name, _ in commands} == {"map_region.py", "verify.py", "evaluate.py"}
+    assert {name for name, _ in commands} == {"map_country.py", "map_region.py", "verify.py", "evaluate.py"}
     for name, words in commands:
         flags = {word for word in words.split() if word.startswith("--")}
         assert not flags or flags <= flags_of(name), name

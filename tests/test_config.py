@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geopixel.config import PLANETARY_COMPUTER, SUBMITTED, MapSettings, load_settings
+from geopixel.config import PLANETARY_COMPUTER, SUBMITTED, MapSettings, load
 
 AREA = ["--aoi", "85.51,27.62,85.53,27.64"]
 LEAST = [*AREA, "--prompt", "building"]
@@ -24,9 +24,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What load_settings prints before it exits with 2."""
+    """What load prints before it exits with 2."""
     with pytest.raises(SystemExit) as stop:
-        load_settings(argv)
+        load(MapSettings, argv)
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert printed.out == ""
@@ -37,7 +37,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    settings = load_settings(LEAST)
+    settings = load(MapSettings, LEAST)
     assert settings.prompt == ("building",)
     assert (settings.catalog, settings.collection) == (PLANETARY_COMPUTER, "naip")
     assert (settings.model, settings.threshold, settings.min_area, settings.dry_run) == (None, 0.5, {"building": 0.0}, False)
@@ -45,7 +45,7 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
-    flags = load_settings([
+    flags = load(MapSettings, [
         *AREA, "--prompt", "red car, parked", "--prompt", "123", "--datetime", "2020-01-01", "--max-cloud", "20", "--assets", "visual", "--bands", "3,2,1",
         "--stretch", "-1.5", "3000", "--resolution", "0.5", "--crs", "EPSG:32645", "--model", "nano", "--min-area", "4", "--threshold", "0.25", "--dry-run",
         "--collection", "naip", "--catalog", PLANETARY_COMPUTER, "--out", "here", "--filter", "gsd < 1", "--choose", "best", "--per-cell", "2",
@@ -77,7 +77,7 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
         max-vertices = 8
         max_tiles = 9
     """)
-    file = load_settings(["--config", "region.toml"])
+    file = load(MapSettings, ["--config", "region.toml"])
     assert file.model_copy(update={"config": None}) == flags
     assert flags.prompt == ("red car, parked", "123")
     assert flags.stretch == (-1.5, 3000.0)
@@ -87,7 +87,7 @@ def test_flags_and_file_say_the_same(tmp_path: Path) -> None:
 def test_outlines_are_of_all_prompts_or_of_one() -> None:
     """A number, a number of a prompt, both in any order, a table; a prompt may have an equals sign in it."""
     prompts = [*AREA, "--prompt", "swimming pool", "--prompt", "a=b"]
-    settings = load_settings([*prompts, "--min-area", "a=b=20", "--min-area", "5", "--simplify", "swimming  pool=0.5", "--orthogonalize", "a=b"])
+    settings = load(MapSettings, [*prompts, "--min-area", "a=b=20", "--min-area", "5", "--simplify", "swimming  pool=0.5", "--orthogonalize", "a=b"])
     assert settings.min_area == {"swimming pool": 5.0, "a=b": 20.0}
     assert settings.simplify == {"swimming pool": 0.5, "a=b": 0.0}
     assert settings.fill_holes == {"swimming pool": 0.0, "a=b": 0.0}
@@ -95,7 +95,7 @@ def test_outlines_are_of_all_prompts_or_of_one() -> None:
     Path("region.toml").write_text(
         'aoi = "0,0,1,1"\nprompt = ["swimming pool", "a=b"]\nfill-holes = 3\nsimplify = [1, "a=b=2"]\n[min-area]\n"a=b" = 20\n"swimming pool" = 5'
     )
-    file = load_settings(["--config", "region.toml", "--simplify", "swimming pool=0.5", "--orthogonalize", "a=b"])
+    file = load(MapSettings, ["--config", "region.toml", "--simplify", "swimming pool=0.5", "--orthogonalize", "a=b"])
     assert (file.min_area, file.simplify, file.fill_holes) == (settings.min_area, settings.simplify, {"swimming pool": 3.0, "a=b": 3.0})
 
 
@@ -116,28 +116,28 @@ def test_outlines_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str],
 
 def test_a_flag_wins_over_the_file() -> None:
     Path("region.toml").write_text('aoi = "0,0,1,1"\nprompt = ["road", "tree"]\nthreshold = 2')
-    settings = load_settings(["--config", "region.toml", "--threshold", "0.3", "--prompt", "building"])
+    settings = load(MapSettings, ["--config", "region.toml", "--threshold", "0.3", "--prompt", "building"])
     assert (settings.threshold, settings.prompt, settings.aoi) == (0.3, ("building",), "0,0,1,1")
 
 
 def test_environment_variables_have_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MODEL", "THRESHOLD", "OUT", "CRS"):
         monkeypatch.setenv(name, "nonsense")
-    assert load_settings(LEAST).model is None
+    assert load(MapSettings, LEAST).model is None
 
 
 @pytest.mark.parametrize("words", [["0", "3000"], ["0,3000"], ["0 3000"]])
 def test_stretch_is_two_words_or_one(words: list[str]) -> None:
-    assert load_settings([*LEAST, "--stretch", *words]).stretch == (0.0, 3000.0)
+    assert load(MapSettings, [*LEAST, "--stretch", *words]).stretch == (0.0, 3000.0)
 
 
 @pytest.mark.parametrize("words", [["1,2,3"], ["1", "--bands", "2,3"], ["1 2 3"]])
 def test_lists_may_be_repeated_or_joined(words: list[str]) -> None:
-    assert load_settings([*LEAST, "--bands", *words]).bands == (1, 2, 3)
+    assert load(MapSettings, [*LEAST, "--bands", *words]).bands == (1, 2, 3)
 
 
 def test_a_box_may_start_with_a_minus() -> None:
-    assert load_settings(["--aoi", "-96.8,46.85,-96.75,46.9", "--prompt", "road"]).aoi == "-96.8,46.85,-96.75,46.9"
+    assert load(MapSettings, ["--aoi", "-96.8,46.85,-96.75,46.9", "--prompt", "road"]).aoi == "-96.8,46.85,-96.75,46.9"
 
 
 @given(st.lists(st.text(min_size=1).filter(lambda text: not text.startswith("-")), min_size=1, max_size=4))
@@ -146,16 +146,16 @@ def test_any_prompt_arrives_as_it_was_typed(prompts: list[str]) -> None:
     argv = [*AREA, *(word for prompt in prompts for word in ("--prompt", prompt))]
     if "" in tidy or len({prompt.casefold() for prompt in tidy}) < len(tidy):
         with pytest.raises(SystemExit):
-            load_settings(argv)
+            load(MapSettings, argv)
     else:
-        assert list(load_settings(argv).prompt) == tidy
+        assert list(load(MapSettings, argv).prompt) == tidy
 
 
 @pytest.mark.parametrize(
     "when", ["2020", "2020-06", "2020-06-30", "2020-06-30T10:00:00Z", "2020-06-30T10:00:00.5+05:45", "2018/2020", "../2020", "2020-02-29/.."]
 )
 def test_datetime_forms(when: str) -> None:
-    assert load_settings([*LEAST, "--datetime", when]).datetime == when
+    assert load(MapSettings, [*LEAST, "--datetime", when]).datetime == when
 
 
 @pytest.mark.parametrize(
@@ -221,14 +221,14 @@ def test_a_wrong_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_demo_brings_its_own_area(tmp_path: Path) -> None:
-    settings = load_settings(["--catalog", "demo", "--prompt", "building"])
+    settings = load(MapSettings, ["--catalog", "demo", "--prompt", "building"])
     assert (settings.aoi, settings.collection, settings.out) == (None, None, str(tmp_path / "runs/demo"))
 
 
 def test_default_out_tells_areas_apart(tmp_path: Path) -> None:
-    assert load_settings(["--aoi", "data/my town.geojson", "--prompt", "Swimming pool"]).out == str(tmp_path / "runs/my town-swimming-pool")
+    assert load(MapSettings, ["--aoi", "data/my town.geojson", "--prompt", "Swimming pool"]).out == str(tmp_path / "runs/my town-swimming-pool")
     areas = ["0,0,1,1", "0,0,1,1.5", "POLYGON((0 0,1 1,1 0,0 0))"]
-    assert len({load_settings(["--aoi", area, "--prompt", "road"]).out for area in areas}) == len(areas)
+    assert len({load(MapSettings, ["--aoi", area, "--prompt", "road"]).out for area in areas}) == len(areas)
 
 
 def test_a_file_is_no_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +241,8 @@ def test_a_submitted_job_refuses_a_relative_out(capsys: pytest.CaptureFixture[st
     expected = "--out runs/x is relative: a submitted job runs in a temporary copy; give an absolute path or a URL"
     assert refusal(capsys, *LEAST, "--out", "runs/x") == expected
     assert "is relative" in refusal(capsys, *LEAST)
-    assert load_settings([*LEAST, "--out", "/data/x"]).out == "/data/x"
-    assert load_settings([*LEAST, "--out", "s3://bucket/x/"]).out == "s3://bucket/x"
+    assert load(MapSettings, [*LEAST, "--out", "/data/x"]).out == "/data/x"
+    assert load(MapSettings, [*LEAST, "--out", "s3://bucket/x/"]).out == "s3://bucket/x"
     assert "is relative" in refusal(capsys, *LEAST, "--dry-run")  # it writes plan.parquet there
 
 
@@ -253,7 +253,7 @@ def test_ray_sets_that_variable() -> None:
 
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        load_settings(["--help"])
+        load(MapSettings, ["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
     for name, field in MapSettings.model_fields.items():

@@ -12,11 +12,14 @@ from geopixel.distributed import RayRunner, start
 from geopixel.pipeline import map_area
 from geopixel.storage import Folder
 from tests.conftest import NANO, assert_equal_maps, demo_request, quiet
+from tests.country.conftest import country, country_request, map_it
+
+__all__ = ["country"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray on this machine, which ends with the test: else it would hold the ports and the cores of those that come after."""
+    """Ray on this machine, which ends with these tests: else it would hold the ports and the cores of those that come after."""
     start()
     yield
     ray.shutdown()
@@ -26,3 +29,16 @@ def cluster() -> Iterator[None]:
 def test_ray_gives_the_map_of_the_serial_run(catalog: Path, serial: Path, tmp_path: Path) -> None:
     map_area(demo_request(catalog), Folder(str(tmp_path / "ray")), NANO, RayRunner(), quiet)
     assert_equal_maps(serial, tmp_path / "ray")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_gives_the_country_of_the_serial_run(catalog: Path, country: Path, tmp_path: Path) -> None:
+    """Its cells go through the cluster together."""
+    summary = map_it(country_request(catalog), tmp_path, RayRunner())
+    assert summary.cells == {"mapped": 2}
+    assert summary.looked == sum(summary.tiles[state] for state in ("ok", "empty"))
+    for path in country.glob("features/*.parquet"):
+        assert (tmp_path / "features" / path.name).read_bytes() == path.read_bytes()
+    for run in country.glob("cells/*/*/run.json"):
+        assert_equal_maps(run.parent, tmp_path / run.parent.relative_to(country))
+    assert map_it(country_request(catalog), tmp_path, RayRunner()).worked == 0

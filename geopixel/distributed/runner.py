@@ -6,27 +6,34 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 from ray.util.dask import ray_dask_get
 
+from geopixel import ledger
 from geopixel.assignment import Assignment
-from geopixel.pipeline import MAX_ATTEMPTS, Run, Seen, assign_tiles, predict_tiles, see_tile, write_block
+from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, assign_tiles, load_run, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
-from geopixel.types import Block, State, Tile, TileImage, TilePrediction, TileReceipt
+from geopixel.types import Block, Grid, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
 ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
-
+PIECES = 64
+"""That the tiles of one of many runs are read in: so many readers may share them."""
+SECONDS_PER_ASKING = 0.5
+"""Between looks at which runs have been finished."""
 
 _CODEC = pa.Codec("lz4_raw")
 """Of the plane of scenes, which hardly ever changes within a tile."""
@@ -84,21 +91,75 @@ class RayRunner:
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         start()
+        plan = Tiles.of(tiles)
+        tasks = min(len(plan), max(self._actors()[1], len(plan) // self._together))
+        rows = ray.data.from_arrow([_rows(folder, plan[part], 0) for part in np.array_split(np.arange(len(plan)), tasks)])
+        for _, receipt in self._looked_at(rows, run.request, tasks):
+            if receipt is not None:
+                yield receipt
+
+    def stream(
+        self,
+        request: MapRequest,
+        jobs: Sequence[Job],
+        begin: Callable[[Job], tuple[Folder, Tiles | None]],
+        finish: Callable[[Job], Result],
+        receive: Callable[[TileReceipt], None],
+    ) -> Iterator[Result]:
+        """Runs are begun while others are looked at, and finished as soon as their last tile is stored: the model never waits for the end of one."""
+        start()
+        rows = ray.data.read_datasource(
+            _Runs(jobs, begin), override_num_blocks=len(jobs) * PIECES, num_cpus=READER_CPUS, concurrency=self._planners()
+        )
+        shared, left = ray.put((finish, jobs)), set(range(len(jobs)))
+        finishing: list[ray.ObjectRef[Any]] = []
+        seen: Counter[int] = Counter()
+        asked = time.monotonic()
+        for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES):
+            if receipt is not None:
+                receive(receipt)
+                seen[job] += 1
+            if seen[job] >= count and job in left:
+                left.remove(job)
+                finishing.append(_do.remote(shared, job))
+            if finishing and time.monotonic() - asked > SECONDS_PER_ASKING:
+                done, finishing = ray.wait(finishing, num_returns=len(finishing), timeout=0)
+                yield from ray.get(done)
+                asked = time.monotonic()
+        # A worker that was lost may have stored tiles and never have told: what is stored counts.
+        finishing += [_do.remote(shared, job) for job in sorted(left)]
+        while finishing:
+            done, finishing = ray.wait(finishing)
+            yield ray.get(done[0])
+
+    def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        start()
+        shared = ray.put((work, jobs))
+        for done in [_do.remote(shared, index) for index in range(len(jobs))]:
+            yield ray.get(done)
+
+    @property
+    def _together(self) -> int:
+        return TILES_PER_TASK[self.device]
+
+    def _planners(self) -> int:
+        """Runs that are begun at a time: planning ahead must not take the readers' cores."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1)) // 8)
+
+    def _looked_at(self, rows: ray.data.Dataset, request: MapRequest, tasks: int) -> Iterator[tuple[tuple[int, int], TileReceipt | None]]:
+        """For every row of _rows, in any order: the job it is of and how many rows that has, and the receipt of its tile, if there is one."""
         gpus, (fewest, most) = self._gpus(), self._actors()
         resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ACTOR_CPUS}
-        together = TILES_PER_TASK[self.device]
-        tasks = min(len(tiles), max(most, len(tiles) // together))
-        rows = ray.data.from_items([{"size": tile.size, "column": tile.column, "row": tile.row} for tile in tiles], override_num_blocks=tasks)
-        pictures = rows.map(partial(_see, run=run, assigned=assign_tiles(run, tiles)), num_cpus=READER_CPUS)
-        receipts = pictures.map_batches(
+        receipts = rows.map(_see, num_cpus=READER_CPUS).map_batches(
             _Look,
-            fn_constructor_kwargs={"run": run, "folder": folder, "max_attempts": self.max_attempts},
-            batch_size=together,
+            fn_constructor_kwargs={"request": request, "max_attempts": self.max_attempts},
+            batch_size=self._together,
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
         for row in receipts.iter_rows():
-            yield TileReceipt(**row)
+            job = row.pop("job"), row.pop("of")
+            yield job, TileReceipt(**row) if row["tile_id"] else None
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         start()
@@ -109,9 +170,29 @@ class RayRunner:
             yield ray.get(done[0])
 
 
-def _see(row: dict[str, Any], run: Run, assigned: Assignment) -> dict[str, Any]:
+def _rows(folder: Folder, tiles: Tiles | None, job: int) -> pa.Table:
+    """What travels from step to step: a row for every tile of a run. A run without tiles to look at has one row, of size 0, which says so."""
+    columns = [np.zeros(1, np.int32)] * 3 if tiles is None else [tiles.size, tiles.column, tiles.row]
+    count = len(columns[0])
+    grid = {} if tiles is None else {"crs": tiles.grid.crs, "resolution": tiles.grid.resolution}
+    said = {"folder": folder.url, "job": job, "of": 0 if tiles is None else count, "crs": "", "resolution": 0.0} | grid
+    arrays = {name: pa.array(values, pa.int32()) for name, values in zip(("size", "column", "row"), columns, strict=True)}
+    return pa.table(arrays | {name: pa.repeat(value, count) for name, value in said.items()})
+
+
+@lru_cache(maxsize=16)
+def _run(url: str) -> tuple[Run, Assignment]:
+    """A run as its folder holds it: what a worker reads is the same for all of its tiles."""
+    run, tiles = load_run(Folder(url)), ledger.load_plan(Folder(url))
+    return run, assign_tiles(run, tiles[tiles.to_read])
+
+
+def _see(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the tile's picture as bytes: typed columns travel between workers without pickling."""
-    seen = see_tile(run, Tile(run.grid, row["size"], row["column"], row["row"]), assigned)
+    if not row["size"]:
+        return row | {"read_seconds": 0.0, "read_bytes": 0, "rgb": b"", "scene": b"", "reason": ""}
+    run, assigned = _run(row["folder"])
+    seen = see_tile(run, _tile(row), assigned)
     picture = seen.picture
     spent = {"read_seconds": seen.read_seconds, "read_bytes": seen.read_bytes}
     if isinstance(picture, TilePrediction):
@@ -119,34 +200,74 @@ def _see(row: dict[str, Any], run: Run, assigned: Assignment) -> dict[str, Any]:
     return row | spent | {"rgb": picture.rgb.tobytes(), "scene": _CODEC.compress(picture.scene, asbytes=True), "reason": ""}
 
 
+def _tile(row: dict[str, Any]) -> Tile:
+    return Tile(Grid(row["crs"], float(row["resolution"])), int(row["size"]), int(row["column"]), int(row["row"]))
+
+
 class _Look:
     """An actor with the model, asked batch by batch."""
 
-    def __init__(self, run: Run, folder: Folder, max_attempts: int) -> None:
+    def __init__(self, request: MapRequest, max_attempts: int) -> None:
         from geopixel.prediction import Predictor  # loads torch: only where the model is
 
-        self.grid, self.folder, self.max_attempts = run.grid, folder, max_attempts
-        self.predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
+        self.max_attempts = max_attempts
+        self.predictor = Predictor.load(request.model, request.prompts, request.describe)
         self.since = time.monotonic()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        names = ("size", "column", "row", "rgb", "scene", "reason", "read_seconds", "read_bytes")
-        seen = []
-        for size, column, row, rgb, scene, reason, seconds, read in zip(*(batch[name] for name in names), strict=True):
-            tile = Tile(self.grid, int(size), int(column), int(row))
-            picture = _picture(tile, rgb, scene) if rgb else TilePrediction(tile.id, "failed", reason=reason)
-            seen.append(Seen(picture, float(seconds), int(read)))
-        receipts = list(predict_tiles(self.folder, self.predictor, seen, self.max_attempts))
+        """A row for every receipt, with the job that its tile is of; those of a job without tiles stay, with an empty tile_id."""
+        done: list[tuple[int, int, TileReceipt | None]] = []
+        for job in dict.fromkeys(batch["job"].tolist()):  # tiles of several runs may come together
+            rows = [{name: values[row] for name, values in batch.items()} for row in np.flatnonzero(batch["job"] == job)]
+            count = int(rows[0]["of"])
+            seen = [_seen(row) for row in rows if count]
+            receipts = list(predict_tiles(Folder(rows[0]["folder"]), self.predictor, seen, self.max_attempts))
+            done += [(job, count, receipt) for receipt in receipts] if count else [(job, count, None)]
         now = time.monotonic()
-        receipts = [replace(receipt, worker_seconds=(now - self.since) / len(receipts)) for receipt in receipts]
-        self.since = now
-        return {one.name: [getattr(receipt, one.name) for receipt in receipts] for one in fields(TileReceipt)}
+        each, self.since = (now - self.since) / len(done), now
+        told = [TileReceipt("", "ok") if receipt is None else replace(receipt, worker_seconds=each) for _, _, receipt in done]
+        columns = {one.name: [getattr(receipt, one.name) for receipt in told] for one in fields(TileReceipt)}
+        return columns | {"job": [job for job, _, _ in done], "of": [count for _, count, _ in done]}
+
+
+def _seen(row: dict[str, Any]) -> Seen:
+    tile = _tile(row)
+    picture = _picture(tile, row["rgb"], row["scene"]) if row["rgb"] else TilePrediction(tile.id, "failed", reason=row["reason"])
+    return Seen(picture, float(row["read_seconds"]), int(row["read_bytes"]))
 
 
 def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
     origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
     return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
+
+
+class _Runs(Datasource):
+    """The tiles of runs as they are begun, one task a run. Of a source Ray Data cuts what a task gives into pieces, so that many read the tiles of
+    one run; what a map gives it would cut in a step of its own, for which a small machine that is full of actors never has a core."""
+
+    def __init__(self, jobs: Sequence[Job], begin: Callable[[Job], tuple[Folder, Tiles | None]]) -> None:
+        self.jobs, self.begin = jobs, begin
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        shared = ray.put((self.jobs, self.begin))
+        return [ReadTask(partial(_begin, shared, index), unknown) for index in range(len(self.jobs))]
+
+
+def _begin(shared: ray.ObjectRef[Any], index: int) -> Iterator[pa.Table]:
+    jobs, begin = ray.get(shared)
+    folder, tiles = begin(jobs[index])
+    yield _rows(folder, tiles, index)
+
+
+@ray.remote(num_cpus=READER_CPUS)
+def _do(shared: tuple[Callable[[Any], Any], Sequence[Any]], index: int) -> Any:
+    work, jobs = shared
+    return work(jobs[index])
 
 
 @ray.remote(num_cpus=1)

@@ -24,7 +24,7 @@ from geopixel.features.rings import CRS84, Rings, curve, join, measure, project
 from geopixel.storage import Folder
 from geopixel.types import CONFIDENCE_LEVELS, Block, Grid, Scene, Source
 
-__all__ = ["FEATURES", "ROWS_PER_GROUP", "SCHEMA", "Origin", "Outline", "build_features", "encode", "load_parts", "parts_states", "store_parts"]
+__all__ = ["FEATURES", "ROWS_PER_GROUP", "SCHEMA", "Origin", "Outline", "build_features", "encode", "in_order", "load_parts", "parts_states", "store_parts"]
 
 FEATURES = "features.parquet"
 SCHEMA = pa.schema(
@@ -123,11 +123,18 @@ def build_features(objects: pa.Table, outlines: Mapping[str, Outline], origin: O
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
-def encode(features: pa.Table) -> bytes:
-    """A table of SCHEMA as GeoParquet 1.1: zstd, the bounding box of every row as its covering. Equal tables make equal bytes."""
+def in_order(features: pa.Table) -> pa.Table:
+    """A table of SCHEMA along the curve of build_features; those at one place as they were."""
+    west, south, east, north = (pc.struct_field(features["bbox"], name).to_numpy() for name in ("xmin", "ymin", "xmax", "ymax"))
+    return features.take(pa.array(np.argsort(curve((west + east) / 2, (south + north) / 2), kind="stable")))
+
+
+def encode(features: pa.Table, said: Mapping[str, str] | None = None) -> bytes:
+    """A table of SCHEMA as GeoParquet 1.1: zstd, the bounding box of every row as its covering. Equal tables make equal bytes. said: metadata of the
+    file besides."""
     sink = BytesIO()
     pq.write_table(
-        features.replace_schema_metadata({"geo": json.dumps(_geo(features))}),
+        features.replace_schema_metadata({"geo": json.dumps(_geo(features)), **(said or {})}),
         sink,
         compression="zstd",
         use_dictionary=_FEW,

@@ -12,10 +12,10 @@ from geopixel import lease, ledger, mosaic, publish
 from geopixel.cost import PlanCost
 from geopixel.model.config import GeoPixelConfig
 from geopixel.pipeline.outputs import PUBLISHED, count_spent, publish_run, trace_features, write_block
-from geopixel.pipeline.planning import make_plan, store_dry_plan, tile_flops
+from geopixel.pipeline.planning import make_plan, search_scenes, store_dry_plan, tile_flops
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, Summary, scene_from_json, scene_to_json
-from geopixel.pipeline.runners import Runner, SerialRunner
-from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, find_run, load_run, model_of, store_run
+from geopixel.pipeline.runners import Job, Result, Runner, SerialRunner
+from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, check_same, find_run, hash_weights, load_run, model_of, store_run
 from geopixel.pipeline.tiles import MAX_ATTEMPTS, Seen, assign_tiles, predict_tiles, see_tile
 from geopixel.storage import Folder
 from geopixel.types import TileReceipt, Tiles
@@ -25,10 +25,12 @@ __all__ = [
     "MAX_ATTEMPTS",
     "PUBLISHED",
     "RUN",
+    "Job",
     "Limits",
     "MapRequest",
     "Plan",
     "Progress",
+    "Result",
     "Run",
     "Runner",
     "Seen",
@@ -36,7 +38,9 @@ __all__ = [
     "Summary",
     "assign_tiles",
     "check_finished",
+    "check_same",
     "find_run",
+    "hash_weights",
     "load_run",
     "make_plan",
     "map_area",
@@ -44,8 +48,10 @@ __all__ = [
     "predict_tiles",
     "scene_from_json",
     "scene_to_json",
+    "search_scenes",
     "see_tile",
     "store_dry_plan",
+    "store_run",
     "tile_flops",
     "trace_features",
     "write_block",

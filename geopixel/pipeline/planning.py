@@ -14,7 +14,7 @@ from geopixel.model.config import GeoPixelConfig
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, metres_per_pixel
 from geopixel.pipeline.runners import Runner
 from geopixel.pipeline.stored import RUN
-from geopixel.search import search_catalog
+from geopixel.search import Findings, search_catalog
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
 from geopixel.tiling import choose_grid, plan_tiles, smallest_object, survey_cells
@@ -24,14 +24,9 @@ FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
 """Assumed of one device for the estimate of a plan: a CPU core at about half of its float32 peak, an H200 at half of its measured 790 TFLOP/s."""
 
 
-def make_plan(
-    request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress, limits: Limits = USUAL
-) -> Plan:
-    """Searches, surveys and plans; writes nothing. Raises ValueError for an area, a search or a plan beyond the limits."""
-    if (vertices := shapely.get_num_coordinates(request.area)) > limits.max_vertices:
-        raise ValueError(f"the area has {vertices:,} vertices, more than {limits.max_vertices:,}: simplify it, or raise --max-vertices")
-    progress("search", 0, 1)
-    findings = search_catalog(
+def search_scenes(request: MapRequest, limits: Limits = USUAL) -> Findings:
+    """What the catalog has for a request. Raises as search_catalog."""
+    return search_catalog(
         request.catalog,
         request.area,
         collection=request.collection,
@@ -48,6 +43,17 @@ def make_plan(
         stretch=request.stretch,
         profile=request.profile,
     )
+
+
+def make_plan(
+    request: MapRequest, config: GeoPixelConfig, runner: Runner, progress: Progress, limits: Limits = USUAL, findings: Findings | None = None
+) -> Plan:
+    """Searches, surveys and plans; writes nothing. findings: of a search for this very request; None: it is made here. Raises ValueError for an area,
+    a search or a plan beyond the limits."""
+    if (vertices := shapely.get_num_coordinates(request.area)) > limits.max_vertices:
+        raise ValueError(f"the area has {vertices:,} vertices, more than {limits.max_vertices:,}: simplify it, or raise --max-vertices")
+    progress("search", 0, 1)
+    findings = findings or search_scenes(request, limits)
     scenes = findings.scenes
     progress("search", 1, 1)
     grid = choose_grid(scenes, request.crs, request.resolution)
@@ -63,7 +69,7 @@ def make_plan(
             "map a part of it, choose a coarser --resolution, or raise --max-tiles"
         )
     progress("survey", 0, 1)
-    survey = survey_scenes(scenes, grid, survey_cells(request.area, grid), scheduler=runner.dask_scheduler)
+    survey = survey_scenes(scenes, grid, survey_cells(request.area, grid, request.window), scheduler=runner.dask_scheduler)
     tiles = plan_tiles(
         request.area,
         grid,
@@ -73,6 +79,7 @@ def make_plan(
         costs=tile_flops(config, len(request.prompts)),
         mask_size=config.grounding.mask_size,
         max_cloud=None if request.max_cloud is None else request.max_cloud / 100,
+        window=request.window,
     )
     progress("survey", 1, 1)
     return Plan(run, tiles, estimate_run(run, tiles, config, survey), findings)

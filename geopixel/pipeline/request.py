@@ -15,7 +15,7 @@ from geopixel.cost import PlanCost, Spent
 from geopixel.features import Outline
 from geopixel.search import MAX_ITEMS, Findings
 from geopixel.search.choice import Rule
-from geopixel.tiling import ground_sample_distance, project_area
+from geopixel.tiling import Window, ground_sample_distance, project_area
 from geopixel.types import Access, Asset, Grid, Quality, Scene, Source, State, Tiles
 
 BESIDES = ("allow_holes", "shards", "cog", "describe")
@@ -69,8 +69,12 @@ class MapRequest:
     """Masks in Zarr shards, not in chunks alone."""
     cog: bool = False
     """Masks as COGs too."""
+    window: Window | None = None
+    """Only the tiles in these pixels of the grid, which crs and resolution name then: a cell of a country; None: all that the area touches."""
 
     def __post_init__(self) -> None:
+        if self.window is not None and None in (self.crs, self.resolution):
+            raise ValueError(f"a window counts pixels of a grid: name its crs and resolution, got {self.crs} and {self.resolution}")
         for name in ("min_area", "fill_holes", "simplify"):
             values = getattr(self, name)
             if strange := values.keys() - set(self.prompts):
@@ -88,6 +92,12 @@ class MapRequest:
     def to_json(self) -> dict[str, Any]:
         """JSON values; equal requests give equal ones."""
         return json.loads(json.dumps(asdict(replace(self, area=None)) | {"area": self.area.wkt}))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> MapRequest:
+        """Inverse of to_json."""
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists, "area": shapely.from_wkt(values["area"])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from geopixel.pipeline.outputs import write_block
-from geopixel.pipeline.request import Run
+from geopixel.pipeline.request import MapRequest, Run
+from geopixel.pipeline.stored import load_run
 from geopixel.pipeline.tiles import MAX_ATTEMPTS, assign_tiles, predict_tiles, see_tile
 from geopixel.storage import Folder
-from geopixel.types import Block, State, Tile, TileReceipt
+from geopixel.types import Block, State, Tile, TileReceipt, Tiles
+
+if TYPE_CHECKING:
+    from geopixel.prediction import Predictor
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Runner(Protocol):
@@ -33,6 +40,26 @@ class Runner(Protocol):
         """Writes every block; yields the id of each, in any order."""
         ...
 
+    def stream(
+        self,
+        request: MapRequest,
+        jobs: Sequence[Job],
+        begin: Callable[[Job], tuple[Folder, Tiles | None]],
+        finish: Callable[[Job], Result],
+        receive: Callable[[TileReceipt], None],
+    ) -> Iterator[Result]:
+        """Many runs, one after the other or as many at a time as there is room for: begins each, looks at its tiles, finishes it; yields what finish
+        gives, in any order. The model is loaded once for all of them.
+
+        request: whose model and prompts all runs share. begin: the folder that holds the job's run by then, and the tiles of it to look at;
+        None: there are none. receive: told of every tile. begin and finish may run anywhere, and again where a worker was lost.
+        """
+        ...
+
+    def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        """Does all jobs; yields what they give, in their order."""
+        ...
+
 
 class SerialRunner:
     """One thing after the other, in this process."""
@@ -44,12 +71,36 @@ class SerialRunner:
         self.max_attempts = max_attempts
 
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
-        from geopixel.prediction import Predictor
-
-        predictor = Predictor.load(run.request.model, run.request.prompts, run.request.describe)
-        assigned = assign_tiles(run, tiles)
-        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles), self.max_attempts)
+        yield from self._look(_load_predictor(run.request), run, folder, tiles)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
             yield write_block(run, folder, block, tiles, states)
+
+    def stream(
+        self,
+        request: MapRequest,
+        jobs: Sequence[Job],
+        begin: Callable[[Job], tuple[Folder, Tiles | None]],
+        finish: Callable[[Job], Result],
+        receive: Callable[[TileReceipt], None],
+    ) -> Iterator[Result]:
+        predictor = _load_predictor(request)
+        for job in jobs:
+            folder, tiles = begin(job)
+            for receipt in () if tiles is None else self._look(predictor, load_run(folder), folder, tiles):
+                receive(receipt)
+            yield finish(job)
+
+    def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        yield from map(work, jobs)
+
+    def _look(self, predictor: Predictor, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
+        assigned = assign_tiles(run, tiles)
+        yield from predict_tiles(folder, predictor, (see_tile(run, tile, assigned) for tile in tiles), self.max_attempts)
+
+
+def _load_predictor(request: MapRequest) -> Predictor:
+    from geopixel.prediction import Predictor  # loads torch
+
+    return Predictor.load(request.model, request.prompts, request.describe)

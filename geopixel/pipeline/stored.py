@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
-
-import shapely
 
 from geopixel import lease, ledger
 from geopixel.errors import RunConflictError
@@ -32,17 +31,21 @@ def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
     if not holds_run:
         return None
     run, tiles = load_run(folder), ledger.load_plan(folder)
-    was, now = run.request.to_json(), request.to_json()
+    check_same(folder, run.request.to_json(), request.to_json())
+    return replace(run, request=request), tiles
+
+
+def check_same(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises RunConflictError where requests, as JSON values, differ in more than CHANGEABLE."""
     for name in now:
         if name not in CHANGEABLE and was[name] != now[name]:
             raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
-    return replace(run, request=request), tiles
 
 
 def store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
     """run.json is written last: a folder without it holds no run yet."""
     assert plan.findings is not None, "a new plan comes from a search"
-    run = replace(plan.run, weights_sha256=_weights_sha256(plan.run.request.model))
+    run = plan.run if plan.run.weights_sha256 else replace(plan.run, weights_sha256=hash_weights(plan.run.request.model))
     with folder.reached():
         if folder.exists(RUN):
             raise RunConflictError(f"another driver began a run in {folder.url} meanwhile: submit again to go on with it")
@@ -55,8 +58,7 @@ def store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
 def load_run(folder: Folder) -> Run:
     """The run that a folder holds. Raises FileNotFoundError where it holds none."""
     stored = folder.get_json(RUN)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["request"].items()}
-    request = MapRequest(**values | {"area": shapely.from_wkt(values["area"])})
+    request = MapRequest.from_json(stored["request"])
     return Run(request, tuple(map(scene_from_json, stored["scenes"])), Grid(**stored["grid"]), stored["weights_sha256"])
 
 
@@ -96,7 +98,8 @@ def _run_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _weights_sha256(model: str) -> str:
+def hash_weights(model: str) -> str:
+    """Digest of the weights of a model, by its name."""
     from geopixel.model.checkpoint import weights_sha256  # loads torch
 
     return weights_sha256(find_model(model))

@@ -18,7 +18,7 @@ vertices. A ring does not touch itself: where two pixels of one object meet at a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +94,22 @@ def merge(parts: pa.Table, square: int = SQUARE) -> pa.Table:
     pieces = parts.filter(parts["open"])
     merged, _ = _join(pieces, _squares(pieces, square))
     return pa.concat_tables([parts.filter(pc.invert(parts["open"])), merged])
+
+
+def rim(parts: pa.Table, window: tuple[int, int, int, int], square: int = SQUARE) -> pa.Table:
+    """Of the PARTS of all blocks of a window, those that objects which touch its edge are made of, put together within each square: what stitch
+    needs to join these objects with those of the windows around.
+
+    window: pixels [left, right) x [top, bottom) as (left, top, right, bottom), edges at multiples of square.
+    """
+    pieces = parts.combine_chunks().filter(parts["open"])
+    pieces, _ = _join(pieces, _squares(pieces, square))
+    left, top, right, bottom = window
+    keep = np.zeros(len(pieces), bool)
+    for rows, label, bounds in _objects(pieces):
+        at_edge = (bounds[0] <= left) | (bounds[1] <= top) | (bounds[2] >= right) | (bounds[3] >= bottom)
+        keep[rows] = np.isin(label, label[at_edge])
+    return pieces.filter(keep)
 
 
 def stitch(parts: pa.Table, square: int = SQUARE) -> pa.Table:
@@ -186,24 +202,34 @@ def _join_by_prompt(pieces: pa.Table) -> pa.Table:
 def _wholes(pieces: pa.Table, square: int) -> np.ndarray:
     """(pieces,) int64: for a piece of an object that is wider or higher than a square, the piece with that object's first pixel; else -1."""
     whole = np.full(len(pieces), -1, np.int64)
-    prompts, squares = pieces["prompt"].to_numpy(), [pieces[name].to_numpy() // square for name in ("row", "column")]
-    if all((each == each[:1]).all() for each in squares):
+    if all((each == each[:1]).all() for each in (pieces[name].to_numpy() // square for name in ("row", "column"))):
         return whole
+    for rows, label, bounds in _objects(pieces, square):
+        some = pieces.take(pa.array(rows))
+        order = np.lexsort((some["column"].to_numpy(), some["row"].to_numpy(), label))
+        starts = np.searchsorted(label[order], np.arange(label.max() + 1))
+        low, high = np.split(bounds[:, order], 2)
+        size = np.maximum.reduceat(high, starts, axis=1) - np.minimum.reduceat(low, starts, axis=1)
+        whole[rows] = np.where((size > square).any(axis=0), rows[order[starts]], -1)[label]
+    return whole
+
+
+def _objects(pieces: pa.Table, larger_than: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """By prompt, of those whose pieces together are wider or higher than this: the rows of its pieces, the number of the object that each of them is
+    of, and (4, pieces) their least column and row, greatest column and row."""
+    prompts = pieces["prompt"].to_numpy()
     for prompt in np.unique(prompts):
         rows = np.flatnonzero(prompts == prompt)
         some = pieces if len(rows) == len(pieces) else pieces.take(pa.array(rows))
         content, offsets = _wkb(some)
-        low, high = np.split(runs.bounds(content, offsets), 2)
-        if (high.max(axis=1) - low.min(axis=1) <= square).all():
+        bounds = runs.bounds(content, offsets)
+        low, high = np.split(bounds, 2)
+        if (high.max(axis=1) - low.min(axis=1) <= larger_than).all():
             continue
         pairs = [_neighbours(*runs.edges(content, offsets, axis)) for axis in (0, 1)]
         one, other = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-        count, label = connected_components(coo_array((np.ones(len(one), bool), (one, other)), shape=(len(rows), len(rows))), directed=False)
-        order = np.lexsort((some["column"].to_numpy(), some["row"].to_numpy(), label))
-        starts = np.searchsorted(label[order], np.arange(count))
-        size = np.maximum.reduceat(high[:, order], starts, axis=1) - np.minimum.reduceat(low[:, order], starts, axis=1)
-        whole[rows] = np.where((size > square).any(axis=0), rows[order[starts]], -1)[label]
-    return whole
+        _, label = connected_components(coo_array((np.ones(len(one), bool), (one, other)), shape=(len(rows), len(rows))), directed=False)
+        yield rows, label, bounds
 
 
 def _neighbours(line: np.ndarray, begin: np.ndarray, length: np.ndarray, kind: np.ndarray, polygon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

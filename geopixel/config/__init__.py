@@ -1,50 +1,32 @@
-"""The settings of a map: one class that is the flags of jobs/map_region.py, the keys of its TOML file and the validation of
-both. Knows the form of every value; whether an area can be read, a catalog answers or a model exists is found out later."""
+"""The settings of a map, and of a country's: classes that are the flags of jobs/map_region.py and jobs/map_country.py, the keys of their TOML files and
+the validation of both. Knows the form of every value; whether an area can be read, a catalog answers or a model exists is found out later."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import sys
-import tomllib
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from datetime import date
 from datetime import datetime as Instant
-from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from geopixel.config.commandline import Settings, flag, load, suggestion
+
+__all__ = ["DEMO", "NO_CATALOG", "PLANETARY_COMPUTER", "SUBMITTED", "CountrySettings", "MapSettings", "load"]
+
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/stac/v1"
-DEMO = "demo"
+DEMO, NO_CATALOG = "demo", "none"
 OUT_SCHEMES = ("s3", "gs", "az")
 """Object stores that can hold a run folder."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in the process that `ray job submit` starts, and nowhere else (JobSupervisor in ray/dashboard/modules/job/job_supervisor.py)."""
-
-USAGE = "map_region.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] [options]"
-EXAMPLES = """examples:
-  map_region.py --catalog demo --prompt building --prompt water
-  map_region.py --aoi aoi.geojson --prompt building --prompt "swimming pool" --datetime 2020/2022 --dry-run
-  map_region.py --aoi aoi.geojson --prompt building --prompt road --min-area 5 --min-area building=20 --orthogonalize building
-  map_region.py --aoi -96.80,46.85,-96.75,46.90 --prompt road --out s3://bucket/fargo
-  ray job submit --working-dir . -- python jobs/map_region.py --config region.toml --out s3://bucket/region
-"""
-
-
-def _flag(group: str, metavar: str, description: str, default: Any = None, **rules: Any) -> Any:
-    """A setting: its default, its rules, and how --help shows it."""
-    return Field(default, description=description, json_schema_extra={"group": group, "metavar": metavar}, validate_default=True, **rules)
 
 
 def _listed(value: Any) -> Any:
@@ -87,7 +69,7 @@ def _by_prompt(value: Any, info: ValidationInfo) -> dict[str, float]:
         if not 0 <= amount < float("inf"):
             raise ValueError(f"must not be negative, got {word}")
         if name and prompts and name not in prompts:
-            raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{_suggestion(name, list(prompts))}")
+            raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{suggestion(name, list(prompts))}")
         if name in named:
             raise ValueError(f"is given twice for {name or 'all prompts'}")
         named[name] = amount
@@ -97,116 +79,115 @@ def _by_prompt(value: Any, info: ValidationInfo) -> dict[str, float]:
 NumberByPrompt = Annotated[dict[str, float], BeforeValidator(_by_prompt)]
 
 
-class MapSettings(BaseSettings):
+class MapSettings(Settings):
     """Map what the prompts name in an area: imagery from a STAC catalog in, polygons (GeoParquet) and masks (Zarr) out."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True, cli_kebab_case=True, cli_implicit_flags="toggle"
-    )
+    program = "map_region"
+    usage = "map_region.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] [options]"
+    examples = """examples:
+  map_region.py --catalog demo --prompt building --prompt water
+  map_region.py --aoi aoi.geojson --prompt building --prompt "swimming pool" --datetime 2020/2022 --dry-run
+  map_region.py --aoi aoi.geojson --prompt building --prompt road --min-area 5 --min-area building=20 --orthogonalize building
+  map_region.py --aoi -96.80,46.85,-96.75,46.90 --prompt road --out s3://bucket/fargo
+  ray job submit --working-dir . -- python jobs/map_region.py --config region.toml --out s3://bucket/region
+"""
 
-    aoi: str | None = _flag(
+    aoi: str | None = flag(
         "what to map",
         "FILE|WKT|BBOX",
         "area of interest: a GeoJSON, GeoPackage or GeoParquet file, WKT, or west,south,east,north in degrees; --catalog demo brings its own",
         min_length=1,
     )
-    prompt: Annotated[tuple[str, ...], BeforeValidator(_listed)] = _flag(
+    prompt: Annotated[tuple[str, ...], BeforeValidator(_listed)] = flag(
         "what to map", "TEXT", "what to look for, in a word or a few; repeat it for each further thing, all are found in one pass", ()
     )
-    catalog: str = _flag(
+    catalog: str = flag(
         "imagery",
         "URL|FILE|demo",
         "STAC API, static STAC catalog, STAC GeoParquet file (such as a run's scenes.parquet), or demo: rendered scenes with known truth "
         "(default: Planetary Computer)",
         PLANETARY_COMPUTER,
     )
-    collection: str | None = _flag("imagery", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
-    datetime: Annotated[str | None, BeforeValidator(_dated)] = _flag(
+    collection: str | None = flag("imagery", "NAME", "collection in the catalog (default: naip in the default catalog, else all)", min_length=1)
+    datetime: Annotated[str | None, BeforeValidator(_dated)] = flag(
         "imagery", "WHEN", "when it was taken: 2020, 2020-06, 2020-06-30, an RFC 3339 time, or START/END of these, .. for an open end (default: any time)"
     )
-    max_cloud: float | None = _flag("imagery", "PERCENT", "leave out scenes that the catalog calls cloudier than this (default: keep all)", ge=0, le=100)
-    filter: str | None = _flag(
+    max_cloud: float | None = flag("imagery", "PERCENT", "leave out scenes that the catalog calls cloudier than this (default: keep all)", ge=0, le=100)
+    filter: str | None = flag(
         "imagery", "CQL2", "leave out items that do not fulfil this, JSON or text, such as 'view:off_nadir < 20' (default: keep all)", min_length=1
     )
-    choose: Literal["newest", "least-cloud", "best"] = _flag(
+    choose: Literal["newest", "least-cloud", "best"] = flag(
         "imagery",
         "RULE",
         "which scene is read first where several lie: newest, least-cloud, or best (cloud, age, pixel size and coverage weighed) (default: newest)",
         "newest",
     )
-    per_cell: int | None = _flag("imagery", "N", "leave out scenes that no ground needs to be in N of them (default: keep all)", ge=1)
-    access: Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"] | None = _flag(
+    per_cell: int | None = flag("imagery", "N", "leave out scenes that no ground needs to be in N of them (default: keep all)", ge=1)
+    access: Literal["plain", "planetary-computer", "anonymous", "requester-pays", "bearer"] | None = flag(
         "imagery",
         "HOW",
         "what opens files: plain, planetary-computer (its signatures), anonymous or requester-pays (object stores), bearer (token in "
         "GEOPIXEL_BEARER_TOKEN, for the catalog too) (default: planetary-computer for its items, else plain)",
     )
-    assets: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
+    assets: Annotated[tuple[str, ...], BeforeValidator(_split)] = flag(
         "imagery", "NAME[,NAME,NAME]", "the asset with the colours, or three: red, green, blue (default: found from the catalog)", ()
     )
-    bands: Annotated[tuple[int, ...], BeforeValidator(_split)] = _flag(
+    bands: Annotated[tuple[int, ...], BeforeValidator(_split)] = flag(
         "imagery", "N[,N,N]", "1-based bands of the asset that are red, green and blue, or a single grey one (default: found from the catalog)", ()
     )
-    stretch: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = _flag(
+    stretch: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = flag(
         "imagery", "LOW HIGH", "raw values shown as black and white where pixels are not 8-bit (default: known for the collection)"
     )
-    profile: str | None = _flag(
+    profile: str | None = flag(
         "imagery", "FILE", "TOML file that says how a collection is shown: assets, bands, scale, nodata, clouds; it goes before geopixel/profiles/*.toml"
     )
-    resolution: float | None = _flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
-    crs: str | None = _flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
-    model: str | None = _flag(
+    resolution: float | None = flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
+    crs: str | None = flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
+    model: str | None = flag(
         "finding",
         "nano|PATH|HUB_ID",
         "bundled small model, checkpoint folder or hub id (default: MBZUAI/GeoPixel-7B where CUDA is there, else nano)",
         min_length=1,
     )
-    threshold: float = _flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
-    min_area: NumberByPrompt = _flag("outlines", "[PROMPT=]M2", "leave out features smaller than this, in square metres (default: 0)", 0.0)
-    fill_holes: NumberByPrompt = _flag("outlines", "[PROMPT=]M2", "fill holes smaller than this, in square metres, with what lies in them (default: 0)", 0.0)
-    simplify: NumberByPrompt = _flag(
+    threshold: float = flag("finding", "P", "probability above which a pixel belongs to an object, between 0 and 1 (default: 0.5)", 0.5, gt=0, lt=1)
+    min_area: NumberByPrompt = flag("outlines", "[PROMPT=]M2", "leave out features smaller than this, in square metres (default: 0)", 0.0)
+    fill_holes: NumberByPrompt = flag("outlines", "[PROMPT=]M2", "fill holes smaller than this, in square metres, with what lies in them (default: 0)", 0.0)
+    simplify: NumberByPrompt = flag(
         "outlines",
         "[PROMPT=]M",
         "leave out corners whose triangle is smaller than the square of this many metres; neighbours go on sharing their edges (default: 0)",
         0.0,
     )
-    orthogonalize: Annotated[tuple[str, ...], BeforeValidator(_listed)] = _flag(
+    orthogonalize: Annotated[tuple[str, ...], BeforeValidator(_listed)] = flag(
         "outlines", "PROMPT", "give the outlines of this prompt right angles, as buildings have; repeat it for further prompts (default: none)", ()
     )
-    describe: bool = _flag("what comes out", "", "also say what every tile shows, in words tied to the polygons: captions.parquet", False)
-    allow_holes: bool = _flag(
+    describe: bool = flag("what comes out", "", "also say what every tile shows, in words tied to the polygons: captions.parquet", False)
+    allow_holes: bool = flag(
         "what comes out", "", "publish although tiles failed: the holes are marked, the exit code stays 1 (default: publish nothing then)", False
     )
-    shards: bool = _flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
-    cog: bool = _flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
-    allow_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = _flag(
+    shards: bool = flag("what comes out", "", "masks.zarr in chunks of 512 pixels alone, for readers of Zarr that know no shards", True)
+    cog: bool = flag("what comes out", "", "write the mask of every prompt as a Cloud-Optimised GeoTIFF too", False)
+    allow_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = flag(
         "limits",
         "HOST[,HOST]",
         "ask these hosts only, private ones too: names, host:port or patterns such as *.example.org, * for any public one, file for files of this "
         "machine (default: a catalog read over HTTP leads to its own host and to public ones)",
         (),
     )
-    max_items: int = _flag("limits", "N", "refuse a search that gives more items (default: 50000)", 50_000, ge=1)
-    max_vertices: int = _flag("limits", "N", "refuse an area of more vertices (default: 1000000)", 1_000_000, ge=1)
-    max_tiles: int = _flag("limits", "N", "refuse an area of more tiles of 512 pixels (default: 10000000)", 10_000_000, ge=1)
-    config: str | None = _flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
-    gpus_per_actor: float | None = _flag(
+    max_items: int = flag("limits", "N", "refuse a search that gives more items (default: 50000)", 50_000, ge=1)
+    max_vertices: int = flag("limits", "N", "refuse an area of more vertices (default: 1000000)", 1_000_000, ge=1)
+    max_tiles: int = flag("limits", "N", "refuse an area of more tiles of 512 pixels (default: 10000000)", 10_000_000, ge=1)
+    config: str | None = flag("running", "FILE", "TOML file with these settings under the same names; a flag wins over the file")
+    gpus_per_actor: float | None = flag(
         "running", "N", "GPUs, or a share of one, for each copy of the model (default: 1 where the cluster has GPUs, else none)", gt=0
     )
-    min_actors: int | None = _flag("running", "N", "copies of the model to keep (default: as many as fit into the cluster)", ge=1)
-    max_actors: int | None = _flag("running", "N", "copies of the model to grow to, where the cluster grows (default: as many as fit into it now)", ge=1)
-    max_attempts: int = _flag("running", "N", "a tile that ends its worker so often is set aside as failed (default: 3)", 3, ge=1)
-    retry_failed: bool = _flag("running", "", "look again at tiles that failed before", False)
-    dry_run: bool = _flag("running", "", "print the plan and what it will cost, write plan.parquet to --out, then stop", False)
-    gpu_price: float | None = _flag("running", "PRICE", "of an hour of a GPU, in any currency: the plan and the end of the run say what the model costs", ge=0)
-    out: str = _flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The flags (put first by CliApp), then the file's keys: environment variables that happen to be called MODEL or OUT have no say."""
-        return (init_settings,)
+    min_actors: int | None = flag("running", "N", "copies of the model to keep (default: as many as fit into the cluster)", ge=1)
+    max_actors: int | None = flag("running", "N", "copies of the model to grow to, where the cluster grows (default: as many as fit into it now)", ge=1)
+    max_attempts: int = flag("running", "N", "a tile that ends its worker so often is set aside as failed (default: 3)", 3, ge=1)
+    retry_failed: bool = flag("running", "", "look again at tiles that failed before", False)
+    dry_run: bool = flag("running", "", "print the plan and what it will cost, write plan.parquet to --out, then stop", False)
+    gpu_price: float | None = flag("running", "PRICE", "of an hour of a GPU, in any currency: the plan and the end of the run say what the model costs", ge=0)
+    out: str = flag("running", "PATH|URL", "run folder, local or s3://, gs://, az://; an unfinished run there is resumed (default: runs/AREA-PROMPT)", "")
 
     @field_validator("prompt")
     @classmethod
@@ -275,13 +256,14 @@ class MapSettings(BaseSettings):
         if profile is not None and not Path(profile).expanduser().is_file():
             raise ValueError(f"{profile!r} is not a file")
         return profile
+
     @field_validator("orthogonalize")
     @classmethod
     def _right_angles_are_of_prompts(cls, named: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         named, prompts = tuple(" ".join(name.split()) for name in named), info.data.get("prompt", ())
         for name in named:
             if prompts and name not in prompts:
-                raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{_suggestion(name, list(prompts))}")
+                raise ValueError(f"{name!r} is none of the prompts: {', '.join(prompts)}{suggestion(name, list(prompts))}")
         return tuple(prompt for prompt in prompts if prompt in named)
 
     @field_validator("crs")
@@ -322,108 +304,42 @@ class MapSettings(BaseSettings):
         return self
 
 
-BY_PROMPT = {name for name, field in MapSettings.model_fields.items() if field.annotation == dict[str, float]}
-"""Settings that are a number of every prompt."""
+class CountrySettings(MapSettings):
+    """Map what the prompts name in a whole country: cells of a world-anchored grid, each a run of its own, and one map of them all."""
 
+    program = "map_country"
+    usage = "map_country.py --aoi FILE|WKT|BBOX --prompt TEXT [--prompt TEXT ...] --out PATH|URL [options]"
+    examples = """examples:
+  map_country.py --aoi france.geojson --prompt building --resolution 0.6 --catalog none --dry-run
+  map_country.py --aoi moldova.geojson --prompt building --collection naip --out s3://bucket/moldova
+  map_country.py --config moldova.toml --since last
+  ray job submit --working-dir . -- python jobs/map_country.py --config moldova.toml --out s3://bucket/moldova
+"""
 
-def load_settings(argv: Sequence[str] | None = None) -> MapSettings:
-    """The settings of the command line argv (default: this process's), over those of the TOML file that its --config names.
+    since: Literal["last"] | None = flag(
+        "what to map",
+        "last",
+        "search every cell again, map those where the catalog has items that it did not have, and write what changed to changes/",
+    )
+    cell_blocks: int = flag("pixels of the map", "N", "edge of a cell in blocks of 4096 pixels: 4, 8, 16, 32 or 64 (default: 8)", 8)
 
-    Exits: 0 after printing --help; 2 after printing one line that names every refused value and the rule it breaks.
-    """
-    try:
-        flags = _flags()
-        given = _parse(flags.root_parser, sys.argv[1:] if argv is None else argv)
-        keys = _read_toml(Path(given["config"]).expanduser()) if "config" in given else {}
-        origins = dict.fromkeys(keys.keys() - given.keys(), f" (in {given.get('config')})")
-        for name in BY_PROMPT & given.keys():  # pydantic-settings has ideas of its own of PROMPT=NUMBER
-            keys[name] = given.pop(name)
-        try:
-            return CliApp.run(MapSettings, cli_args=given, cli_settings_source=flags, **keys)
-        except ValidationError as error:
-            raise ValueError("; ".join(_explain(detail, origins) for detail in error.errors())) from None
-    except ValueError as error:
-        print(f"map_region: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    @field_validator("catalog")
+    @classmethod
+    def _catalog_is_a_place(cls, catalog: str) -> str:
+        return catalog if catalog == NO_CATALOG else MapSettings._catalog_is_a_place(catalog)
 
+    @field_validator("cell_blocks")
+    @classmethod
+    def _cells_are_squares_of_a_quadtree(cls, blocks: int) -> int:
+        if blocks not in (4, 8, 16, 32, 64):
+            raise ValueError(f"must be 4, 8, 16, 32 or 64, got {blocks}")
+        return blocks
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _flags() -> CliSettingsSource[_Parser]:
-    """pydantic-settings reads the flags off MapSettings; here is only how they look in --help."""
-    wide = partial(RawDescriptionHelpFormatter, max_help_position=32)
-    parser = _Parser(usage=USAGE, description=MapSettings.__doc__, epilog=EXAMPLES, formatter_class=wide, allow_abbrev=False, add_help=False)
-    groups: dict[str, Any] = {}
-
-    def add_argument(_: _Parser, *names: str, **options: Any) -> None:
-        field = MapSettings.model_fields[options["dest"]]
-        shown: Any = field.json_schema_extra
-        options["help"] = field.description
-        if "metavar" in options:  # all but the switches
-            options["metavar"] = shown["metavar"]
-        if options["dest"] == "stretch":  # two words or "LOW,HIGH"
-            options |= {"action": "extend", "nargs": "+", "metavar": ("LOW", "HIGH")}
-        if options["dest"] in BY_PROMPT:
-            options |= {"action": "append"}
-        if (title := shown["group"]) not in groups:
-            groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(*names, **options)
-
-    source: CliSettingsSource[_Parser] = CliSettingsSource(MapSettings, root_parser=parser, add_argument_method=add_argument)
-    groups["running"].add_argument("-h", "--help", action="help", help="show this and stop")
-    return source
-
-
-def _parse(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
-    """Values of the flags given, by field name; lists as JSON, so that pydantic-settings does not cut prompts at their commas."""
-    # argparse takes a box that starts with a minus for a flag, unless it is joined to its own.
-    words: list[str] = []
-    for word in argv:
-        if re.match(r"-[\d.]+,", word) and words and re.fullmatch(r"--[\w-]+", words[-1]):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    given, unknown = parser.parse_known_args(words)
-    if unknown:
-        flags = ["--" + ("no-" if field.default is True else "") + name.replace("_", "-") for name, field in MapSettings.model_fields.items()]
-        raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(unknown[0].split('=')[0], flags)}")
-    listed = {name for name, value in vars(given).items() if isinstance(value, list)} - BY_PROMPT
-    return {name: json.dumps(value) if name in listed else value for name, value in vars(given).items()}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Settings by field name; the file may write min-area or min_area."""
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--config {str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"--config {str(path)!r} is not TOML: {error}") from error
-    known = [name for name in MapSettings.model_fields if name != "config"]
-    for key in keys:
-        if key.replace("-", "_") not in known:
-            raise ValueError(f"unknown key {key!r} in {path}{_suggestion(key.replace('-', '_'), known)}")
-    return {key.replace("-", "_"): value for key, value in keys.items()}
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _explain(detail: ErrorDetails, origins: dict[str, str]) -> str:
-    """One refused value in words: its flag, the rule, the value, and the file it stands in where it is not from the command line."""
-    if detail["type"] == "value_error":
-        rule = str(detail["ctx"]["error"])
-    else:  # pydantic's own words, without the account of what it tried
-        rule = f"{detail['msg'].split(', unable')[0].replace('Input should', 'must').replace('String should', 'must')}, got {detail['input']!r}"
-    if not detail["loc"]:
-        return rule
-    name = str(detail["loc"][0])
-    return f"--{name.replace('_', '-')} {rule}{origins.get(name, '')}"
+    @model_validator(mode="after")
+    def _no_catalog_is_for_plans(self) -> CountrySettings:
+        if self.catalog == NO_CATALOG and not self.dry_run:
+            raise ValueError(f"--catalog {NO_CATALOG} plans from the outline alone: add --dry-run, or name a catalog")
+        return self
 
 
 def _is_instant(text: str) -> bool:
