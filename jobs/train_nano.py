@@ -9,6 +9,9 @@ from pathlib import Path
 from geopixel.training import Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
+PICTURES = ("6000", "2000", "6", "1e-3")
+WORDS = ("800", "300", "4", "1e-3")
+TOGETHER = ("400", "300", "4", "3e-4")
 
 
 def main() -> None:
@@ -31,8 +34,11 @@ def main() -> None:
         ("together", "everything", TOGETHER),
     ):
         real.add_argument(f"--{name}", nargs=4, metavar=("STEPS", "DECAY", "BATCH", "RATE"), default=default, help=f"{what} (default: {' '.join(default)})")
+    real.add_argument("--device", default="cpu", help="where to train: cpu or cuda (default: %(default)s)")
+    real.add_argument("--workers", type=int, default=0, help="processes that draw windows (default: the one that trains)")
     arguments = vars(parser.parse_args())
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
+    machine = {name: arguments.pop(name) for name in ("device", "workers")}
     stages = {name: arguments.pop(name) for name in ("pictures", "words", "together")}
     if data is None:
         train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
@@ -45,13 +51,9 @@ def main() -> None:
         scenes=arguments["scenes"] or 60,
         seed=arguments["seed"],
         leave_out=leave_out,
+        **machine,
         **{name: Stage(*map(int, values[:3]), float(values[3])) for name, values in stages.items()},
     )
-
-
-PICTURES = ("1500", "300", "6", "1e-3")
-WORDS = ("400", "100", "4", "1e-3")
-TOGETHER = ("150", "100", "4", "4e-4")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from geopixel.demo import CLASSES, TRAINING_SEEDS
 from geopixel.model.checkpoint import load_model, save_checkpoint
@@ -39,6 +40,8 @@ ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
 PROMPT_NOISE = 0.3
 """Spread of the prompts around the remembered ones in the first stage, in shares of the spread between concepts."""
+PICTURE_DICE = 2.0
+"""Weight of Dice: with the published 0.5 what covers little of a window is found with too little confidence to be drawn."""
 REMEMBERED = 48
 """Examples from which the prompts of the start are remembered."""
 
@@ -96,6 +99,20 @@ class Windows:
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn(Dataset[Example]):
+    """The examples of a range of numbers, for a loader."""
+
+    draw: Callable[[int], Example]
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.draw(self.indices[index])
+
+
 def draw_ground(grounds: list[Ground], rng: np.random.Generator) -> Ground:
     """Every site is as likely as the others, and within a site every pixel."""
     sites = sorted({ground.site for ground in grounds})
@@ -114,9 +131,11 @@ class Adaptation:
     windows: Windows
     work: Path
     report: Callable[[str], None]
+    workers: int = 0
+    """Processes that draw windows; 0: the one that trains."""
 
     def __post_init__(self) -> None:
-        self.probes = Probes(self.network.config)
+        self.probes = Probes(self.network.config).to(next(self.network.parameters()).device)
         self.special = {"bos": self.tokenizer.bos, "seg": self.tokenizer.seg}
         remember_prompts(self.network, self.probes, self.windows, **self.special)
 
@@ -125,19 +144,21 @@ class Adaptation:
         full = self.network.grounding
         small = zoomed(self.network)
         self.network.grounding = small
-        loss = partial(picture_loss, self.network, self.probes, dice_weight=1.0, noise=PROMPT_NOISE)
-        curve = self._train("pictures", stage, nn.ModuleList([full, self.probes]), self.windows.picture, loss)
+        loss = partial(picture_loss, self.network, self.probes, dice_weight=PICTURE_DICE, noise=PROMPT_NOISE)
+        curve = self._train("pictures", stage, nn.ModuleList([full, self.probes.maps]), self.windows.picture, loss)
         self.network.grounding = full
         return curve
 
     def words(self, stage: Stage) -> list[list[float]]:
         """CLIP tower and language model alone."""
-        parts = nn.ModuleList([self.network.vision, self.network.language, self.network.text_hidden_fcs, self.probes])
+        parts = nn.ModuleList([self.network.vision, self.network.language, self.network.text_hidden_fcs, self.probes.cell, self.probes.concept])
         return self._train("words", stage, parts, self.windows.example, partial(talk_loss, self.network, self.probes, **self.special))
 
     def together(self, stage: Stage) -> list[list[float]]:
         parts = nn.ModuleList([self.network, self.probes])
-        return self._train("together", stage, parts, self.windows.example, partial(forward_loss, self.network, self.probes, dice_weight=1.0, **self.special))
+        return self._train(
+            "together", stage, parts, self.windows.example, partial(forward_loss, self.network, self.probes, dice_weight=PICTURE_DICE, **self.special)
+        )
 
     def _train(
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
@@ -150,11 +171,14 @@ class Adaptation:
         began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
         saved = time.monotonic()
         recent: list[Tensor] = []
+        device = next(self.network.parameters()).device
+        indices = range(done * stage.batch, stage.steps * stage.batch)
+        batches = iter(DataLoader(Drawn(example, indices), stage.batch, num_workers=self.workers, collate_fn=list))
         for step in range(done, stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate(step, stage)
             torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
-            losses = loss([example(step * stage.batch + i) for i in range(stage.batch)])
+            losses = loss([example.to(device) for example in next(batches)])
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -181,7 +205,7 @@ def zoomed(network: GeoPixelNetwork) -> Grounding:
     config = network.config.grounding
     size = config.image_size // ZOOM
     small = Grounding(type(config)(**{**asdict(config), "image_size": size}))
-    small.load_state_dict(network.grounding.state_dict(keep_vars=True), assign=True)
+    small.load_state_dict(network.grounding.state_dict(keep_vars=True), assign=True)  # the Parameters themselves, not copies
     return small.train()
 
 
@@ -189,7 +213,7 @@ def zoomed(network: GeoPixelNetwork) -> Grounding:
 def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows, *, bos: int, seg: int) -> None:
     """The mean prompt with which the start asks for each concept, into probes; concepts that it never learnt get directions of their own, as far
     from the others' centre as those are."""
-    examples = [windows.example(index) for index in range(REMEMBERED)]
+    examples = [windows.example(index).to(probes.prompts.device) for index in range(REMEMBERED)]
     reads = [read_batch(network, examples[i : i + 4], bos=bos, seg=seg) for i in range(0, REMEMBERED, 4)]
     prompts, concepts = network.mask_prompts(torch.cat([read.states for read in reads])), torch.cat([read.concepts for read in reads])
     learnt = [place for place, name in enumerate(CONCEPTS) if name in CLASSES and (concepts == place).any()]
@@ -200,7 +224,7 @@ def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows,
     generator = torch.Generator().manual_seed(0)
     for place in range(len(CONCEPTS)):
         if place not in learnt:
-            direction = torch.randn(len(centre), generator=generator)
+            direction = torch.randn(len(centre), generator=generator).to(centre)
             probes.prompts[place] = centre + spread * direction / direction.norm()
 
 
@@ -216,7 +240,7 @@ class State:
         """Steps done and the curve so far; nothing of each where there is no state yet."""
         if not self.path.exists():
             return 0, []
-        stored = torch.load(self.path, weights_only=True)
+        stored = torch.load(self.path, weights_only=True, map_location="cpu")
         self.parts.load_state_dict(stored["parts"])
         self.optimizer.load_state_dict(stored["optimizer"])
         return stored["steps"], stored["curve"]
@@ -252,15 +276,18 @@ def adapt_nano(
     scenes: int,
     leave_out: tuple[str, ...] = (),
     seed: int = 0,
+    device: str = "cpu",
+    workers: int = 0,
     report: Callable[[str], None] = print,
 ) -> None:
     """Trains the checkpoint in the folder start on data and on rendered scenes, and writes it (float16) and training.json into out.
 
     data: a folder with training/buildings, training/dubai and imagery/naip-north-dakota, those of them that are there. leave_out: sites of the
     buildings that are not read. work: keeps the rendered scenes and the state of every stage, from which the same command goes on where it was
-    stopped; also with more steps, as long as the stage's decay had not begun.
+    stopped; also with more steps, as long as the stage's decay had not begun. workers: processes that draw windows beside the one that trains.
     """
-    adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, report=report)
+    adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, device=device, report=report)
+    adaptation.workers = workers
     stages = {"pictures": pictures, "words": words, "together": together}
     curves = {name: getattr(adaptation, name)(stage) for name, stage in stages.items()}
     save_checkpoint(out, adaptation.network, (start / "tokenizer.model").read_bytes(), torch.float16)
@@ -277,9 +304,11 @@ def adapt_nano(
     (out / "training.json").write_text(json.dumps({"adaptation": record, "start": earlier}, indent=1) + "\n")
 
 
-def prepare(start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, report: Callable[[str], None]) -> Adaptation:
+def prepare(
+    start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, device: str = "cpu", report: Callable[[str], None]
+) -> Adaptation:
     torch.manual_seed(seed)
-    network, tokenizer = load_model(start, torch.float32, torch.device("cpu"))
+    network, tokenizer = load_model(start, torch.float32, torch.device(device))
     network.train().requires_grad_(True)
     windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
     return Adaptation(network, tokenizer, windows, work, report)

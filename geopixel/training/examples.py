@@ -4,7 +4,7 @@ Knows no source of pictures."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class Example:
     """(concepts, S, S) float32: share of each mask cell that the concept covers."""
     weights: Tensor
     """(concepts, S, S) float32: share of each mask cell of which it is known whether the concept is there."""
+
+    def to(self, device: torch.device) -> Example:
+        """With its tensors there."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("crops", "pixels", "shares", "weights")})
 
 
 class Teacher:

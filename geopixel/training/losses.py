@@ -4,7 +4,7 @@ Knows no source of examples and no schedule."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -
     """The towers alone: what is where, before anybody asks."""
     views = network.vision.projector(network.vision.features(torch.stack([example.crops[0] for example in batch])))
     features = network.grounding.encode(torch.stack([example.pixels for example in batch]))
-    zero = torch.zeros(())
+    zero = views.new_zeros(())
     return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
 
 
@@ -136,11 +136,10 @@ def talk_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *,
 def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, dice_weight: float, noise: float) -> Losses:
     """SAM 2 alone, asked by the prompts that probes remember, with noise of this share of their spread."""
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
-    concepts = torch.tensor([concept for e in batch for concept in e.concepts], dtype=torch.int64)
-    prompts = probes.prompts[concepts]
+    prompts = probes.prompts[[concept for e in batch for concept in e.concepts]]
     prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
-    return Losses(torch.zeros(()), masks, probes.map_loss(features, batch))
+    return Losses(masks.new_zeros(()), masks, probes.map_loss(features, batch))
 
 
 def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:
@@ -150,10 +149,11 @@ def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures
     if not asked + denied:
         return prompts.sum() * 0
     rows, concepts, importance = zip(*asked, *denied, strict=True)
-    remembered = probes.prompts[torch.tensor(concepts[len(asked) :], dtype=torch.int64)]
-    masks = network.grounding.decode(features.take(torch.tensor(rows)), torch.cat([prompts, remembered])[:, None])
+    remembered = probes.prompts[list(concepts[len(asked) :])]
+    owner = torch.tensor(rows, device=prompts.device)
+    masks = network.grounding.decode(features.take(owner), torch.cat([prompts, remembered])[:, None])
     targets, weights = (torch.stack([getattr(batch[row], x)[concept] for row, concept in zip(rows, concepts, strict=True)]) for x in ("shares", "weights"))
-    share = torch.tensor(importance) / sum(importance)
+    share = prompts.new_tensor(importance) / sum(importance)
     return (share * weighted_mask_loss(masks.logits, targets, weights, dice_weight)).sum()
 
 
@@ -175,7 +175,7 @@ def read_batch(network: GeoPixelNetwork, batch: Sequence[Example], *, bos: int, 
     """The questions of an image are packed behind its tokens, as generation packs them."""
     language = network.language
     images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
-    packed = pack(batch, [1 + len(image) for image in images], bos)
+    packed = pack(batch, [1 + len(image) for image in images], bos).to(images[0].device)
     embeddings = torch.index_put(language.tok_embeddings(packed.ids), (packed.image_mask,), torch.cat(images))
     hidden = language(embeddings, image_mask=packed.image_mask, segments=packed.segments, positions=packed.positions)
     side = network.vision.side
@@ -183,7 +183,7 @@ def read_batch(network: GeoPixelNetwork, batch: Sequence[Example], *, bos: int, 
     answered = packed.labels != IGNORED
     answers = answer_loss(language.output(hidden[answered]), packed.labels[answered])
     is_seg = (packed.ids == seg) & (packed.segments != PADDING)
-    concepts = torch.tensor([concept for example in batch for concept in example.concepts], dtype=torch.int64)
+    concepts = torch.tensor([concept for example in batch for concept in example.concepts], dtype=torch.int64, device=hidden.device)
     return Read(answers, hidden[is_seg], concepts, views)
 
 
@@ -198,6 +198,9 @@ class Packed:
     positions: Tensor
     image_mask: Tensor
     """bool, True on image tokens"""
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pack(batch: Sequence[Example], starts: Sequence[int], bos: int) -> Packed:

@@ -30,6 +30,8 @@ from tests.benchmarks.table import Figure, exit_code, markdown
 DUBAI = ("building", "road", "vegetation", "water", "land")
 STRANGE_ASKED = 4
 """Things that nothing here holds, asked of every picture."""
+ABSENT_CHIPS = 8
+"""Every so many chips are asked for what they do not hold."""
 
 
 def answers(model: GeoPixel, picture: np.ndarray, words: Sequence[str]) -> list[np.ndarray]:
@@ -77,19 +79,19 @@ def absent_words(data: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
         there = set(np.unique(ground.truth))
         missing = [name for name in ground.known if CONCEPTS[name] not in there]
         yield ground.rgb, [*missing, *rng.choice(STRANGE, STRANGE_ASKED, replace=False).tolist()]
-    for picture, mask in chips(data / "training" / "buildings", "banepa"):
+    for picture, mask in list(chips(data / "training" / "buildings", "banepa"))[::ABSENT_CHIPS]:
         yield picture, ([] if mask.any() else ["building"]) + rng.choice(STRANGE, 1).tolist()
 
 
 def seconds(model: GeoPixel, prompts: Sequence[str], repeats: int = 3) -> float:
-    """Median wall time of a tile of 1024 pixels."""
+    """Median CPU time of a tile of 1024 pixels, over all threads: no less than its wall time on an idle machine, and what else runs does not count."""
     tile = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     model.segment([tile], list(prompts))
     taken = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = time.process_time()
         model.segment([tile], list(prompts))
-        taken.append(time.perf_counter() - began)
+        taken.append(time.process_time() - began)
     return sorted(taken)[repeats // 2]
 
 

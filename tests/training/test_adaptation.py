@@ -15,7 +15,7 @@ from geopixel.model import GeoPixel
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.losses import BCE_WEIGHT, bce_loss
 from geopixel.model.tokenizer import Tokenizer
-from geopixel.training import Stage, adapt_nano
+from geopixel.training import Stage, adapt_nano, adaptation
 from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoomed
 from geopixel.training.losses import weighted_bce, weighted_mask_loss
 from geopixel.training.rendered import SCENE_SIZE
@@ -58,6 +58,12 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert rates[:301] == [rate(step, longer) for step in range(301)]
 
 
+@pytest.fixture(autouse=True)
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few examples tell what a tiny network's prompts are."""
+    monkeypatch.setattr(adaptation, "REMEMBERED", 8)
+
+
 @pytest.fixture(scope="module")
 def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A start of tiny size in start/, chips of two sites in data/, and a scene of noise where rendered ones are kept."""
@@ -85,17 +91,14 @@ def prepared(lessons: Path, name: str) -> Adaptation:
     return prepare(lessons / "start", work_of(lessons, name), lessons / "data", scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
 
 
-def test_sites_that_are_left_out_are_not_seen(lessons: Path) -> None:
+def test_windows_are_of_the_sites_asked_for_and_the_same_wherever_they_are_drawn(lessons: Path) -> None:
     adaptation = prepared(lessons, "sites")
     assert [ground.site for ground in adaptation.windows.grounds["buildings"]] == ["here"]
     prompts = adaptation.probes.prompts
     assert torch.pdist(prompts).min() > 0
     assert prompts.isfinite().all()
     assert len(prompts) == len(CONCEPTS)
-
-
-def test_windows_are_the_same_wherever_they_are_drawn(lessons: Path) -> None:
-    windows = prepared(lessons, "windows").windows
+    windows = adaptation.windows
     again = Windows(windows.scenes, windows.grounds, windows.teacher, windows.seed)
     for index in range(4):
         for one, other in ((windows.example(index), again.example(index)), (windows.picture(index), again.picture(index))):
