@@ -1,5 +1,5 @@
-"""Trains the bundled nano model: from scratch on rendered scenes (the default), or with --real on those and real imagery together, from the
-weights that --start holds. The bundled weights are the second after the first."""
+"""Trains nano: from scratch on rendered scenes, as the bundled weights were made (the default), or with --real on those and real imagery together,
+from the weights that --start holds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main() -> None:
     real.add_argument("--workers", type=int, default=0, help="processes that draw windows (default: the one that trains)")
     arguments = vars(parser.parse_args())
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
-    machine = {name: arguments.pop(name) for name in ("device", "workers")}
+    device, workers = arguments.pop("device"), arguments.pop("workers")
     stages = {name: arguments.pop(name) for name in ("pictures", "words", "together")}
     if data is None:
         train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
@@ -51,8 +51,9 @@ def main() -> None:
         scenes=arguments["scenes"] or 60,
         seed=arguments["seed"],
         leave_out=leave_out,
-        **machine,
-        **{name: Stage(*map(int, values[:3]), float(values[3])) for name, values in stages.items()},
+        device=device,
+        workers=workers,
+        stages={name: Stage(int(steps), int(decay), int(batch), float(rate)) for name, (steps, decay, batch, rate) in stages.items()},
     )
 
 

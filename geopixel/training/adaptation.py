@@ -29,6 +29,8 @@ from geopixel.training.real import Ground, building_grounds, draw_window, dubai_
 from geopixel.training.rendered import render_scenes, rendered_window
 from geopixel.training.words import CONCEPTS
 
+STAGES = ("pictures", "words", "together")
+"""In their order; methods of Adaptation."""
 MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
 """Share of the examples that each kind of data gives."""
 SEARCHED = 3
@@ -136,8 +138,7 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         self.probes = Probes(self.network.config).to(next(self.network.parameters()).device)
-        self.special = {"bos": self.tokenizer.bos, "seg": self.tokenizer.seg}
-        remember_prompts(self.network, self.probes, self.windows, **self.special)
+        remember_prompts(self.network, self.probes, self.windows, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
 
     def pictures(self, stage: Stage) -> list[list[float]]:
         """SAM 2 alone, at 1 / ZOOM of its size; the weights are the network's own."""
@@ -152,13 +153,14 @@ class Adaptation:
     def words(self, stage: Stage) -> list[list[float]]:
         """CLIP tower and language model alone."""
         parts = nn.ModuleList([self.network.vision, self.network.language, self.network.text_hidden_fcs, self.probes.cell, self.probes.concept])
-        return self._train("words", stage, parts, self.windows.example, partial(talk_loss, self.network, self.probes, **self.special))
+        loss = partial(talk_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
+        return self._train("words", stage, parts, self.windows.example, loss)
 
     def together(self, stage: Stage) -> list[list[float]]:
+        """Everything, at full size."""
         parts = nn.ModuleList([self.network, self.probes])
-        return self._train(
-            "together", stage, parts, self.windows.example, partial(forward_loss, self.network, self.probes, dice_weight=PICTURE_DICE, **self.special)
-        )
+        loss = partial(forward_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg, dice_weight=PICTURE_DICE)
+        return self._train("together", stage, parts, self.windows.example, loss)
 
     def _train(
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
@@ -270,9 +272,7 @@ def adapt_nano(
     work: Path,
     data: Path,
     *,
-    pictures: Stage,
-    words: Stage,
-    together: Stage,
+    stages: Mapping[str, Stage],
     scenes: int,
     leave_out: tuple[str, ...] = (),
     seed: int = 0,
@@ -284,12 +284,12 @@ def adapt_nano(
 
     data: a folder with training/buildings, training/dubai and imagery/naip-north-dakota, those of them that are there. leave_out: sites of the
     buildings that are not read. work: keeps the rendered scenes and the state of every stage, from which the same command goes on where it was
-    stopped; also with more steps, as long as the stage's decay had not begun. workers: processes that draw windows beside the one that trains.
+    stopped; also with more steps, as long as the stage's decay had not begun. stages: of each of STAGES how long. workers: processes that draw
+    windows beside the one that trains.
     """
     adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, device=device, report=report)
     adaptation.workers = workers
-    stages = {"pictures": pictures, "words": words, "together": together}
-    curves = {name: getattr(adaptation, name)(stage) for name, stage in stages.items()}
+    curves = {name: getattr(adaptation, name)(stages[name]) for name in STAGES}
     save_checkpoint(out, adaptation.network, (start / "tokenizer.model").read_bytes(), torch.float16)
     record = {
         **{name: asdict(stage) | {"minutes": curves[name][-1][1], "curve": curves[name]} for name, stage in stages.items() if curves[name]},

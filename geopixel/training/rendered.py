@@ -38,7 +38,7 @@ def render_scenes(folder: Path, count: int, first_seed: int) -> list[Path]:
 def rendered_window(scenes: Sequence[Path], image_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A window of one of the scenes: rgb (edge, edge, 3) and class codes (edge, edge), uint8; not turned nor jittered yet.
     image_size: edge that it will be shown at, for which its size is chosen."""
-    path = scenes[rng.integers(len(scenes))]
+    path = scenes[int(rng.integers(len(scenes)))]
     scene = np.load(path, mmap_mode="r")
     metres = np.exp(rng.uniform(*np.log(PIXEL_METRES)))
     edge = int(np.clip(metres * image_size / SCENE_GSDS[int(path.stem) % len(SCENE_GSDS)], 0.75 * image_size, SCENE_SIZE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_unlabelled_ground_teaches_nothing() -> None:
     left[:, :, 5:] = 0
     other = torch.where(left > 0, logits, -7 * logits)
     cut = (x[:, :, :5] for x in (logits, targets, everywhere))
-    for loss in (weighted_bce, lambda *planes: weighted_mask_loss(*planes, dice_weight=1.0)):
+    for loss in (weighted_bce, partial(weighted_mask_loss, dice_weight=1.0)):
         assert torch.equal(loss(logits, targets, left), loss(other, torch.where(left > 0, targets, 1 - targets), left))
     torch.testing.assert_close(weighted_bce(logits, targets, left), weighted_bce(*cut))
 
@@ -138,7 +139,7 @@ def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
             stopped.pictures(Stage(2, 0, 2, 1e-3))
             stopped.words(Stage(2, 1, 2, 1e-3))
         stages = {"pictures": Stage(4, 2, 2, 1e-3), "words": Stage(2, 1, 2, 1e-3), "together": Stage(1, 1, 2, 1e-3)}
-        adapt_nano(lessons / "start", work / "out", work, lessons / "data", **stages, scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
+        adapt_nano(lessons / "start", work / "out", work, lessons / "data", stages=stages, scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
         made.append(GeoPixel.from_pretrained(str(work / "out"), device="cpu"))
     torch.set_num_threads(threads)
     one, other = (model.network.state_dict() for model in made)
