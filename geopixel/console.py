@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from geopixel.cost import Spent
 from geopixel.country import CountryPlan, CountrySummary
+from geopixel.events import LOG, SUBMITTED
 from geopixel.pipeline import Plan, Summary
 from geopixel.pipeline.planning import FLOPS_PER_SECOND
 from geopixel.storage import Folder
@@ -28,7 +30,7 @@ CELLS_NAMED = 10
 
 
 class ProgressDisplay:
-    """Bars in a terminal, a line now and then in a log. Called as pipeline.Progress; use as a context."""
+    """Bars in a terminal, a line now and then in a log, a record where the run is submitted. Called as pipeline.Progress; use as a context."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -54,7 +56,10 @@ class ProgressDisplay:
             self.bars.update(self.tasks[stage], completed=done, total=total)
         elif done in (0, total) or time.monotonic() - self.said > SECONDS_PER_LINE:
             self.said = time.monotonic()
-            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
+            if SUBMITTED in os.environ:
+                LOG.info("%s: %d/%d", stage, done, total, extra={"stage": stage, "done": done, "total": total})
+            else:
+                print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
 
 
 def print_plan(plan: Plan, stored: Folder | None, gpu_price: float | None) -> None:
@@ -118,9 +123,12 @@ def print_country(summary: CountrySummary, folder: Folder, gpu_price: float | No
     for prompt, count in summary.features.items():
         table.add_row(prompt, f"{count} features")
     table.add_row("ground", f"{_km2(summary.km2)} looked at, {_bytes(summary.read_bytes)} read")
-    table.add_row("model", _duration(summary.model_hours))
+    table.add_row("model", f"{_duration(summary.model_hours)}{_each(summary.model_hours, summary.km2, _duration)}")
     if gpu_price is not None:
-        table.add_row("cost", f"{summary.model_hours * gpu_price:.4g} at {gpu_price:g} an hour")
+        price = summary.model_hours * gpu_price
+        table.add_row("cost", f"{_number(price)} at {gpu_price:g} an hour{_each(price, summary.km2, _number)}")
+    if summary.busy is not None:
+        table.add_row("model busy", f"{100 * summary.busy:.0f} % of the time of the workers that have it")
     table.add_row("seconds", f"{summary.seconds:.1f}")
     _to_stdout().print(table)
     outputs = {"features/*.parquet": "polygons", "cells.parquet": "cells", "index.html": "page", "collection.json": "catalog"}
@@ -147,11 +155,14 @@ def _rows(plan: Plan, spent: Spent | None, gpu_price: float | None) -> Iterator[
     yield "skipped", _skipped(cost.skipped_km2), _skipped(spent.not_seen_km2) if spent else ""
     yield "to read", f"about {_bytes(cost.read_bytes)}, {cost.megapixels:.4g} megapixels", _bytes(spent.read_bytes) if spent else ""
     yield "survey", _bytes(cost.survey_bytes), ""
-    gpu, cpu = cost.device_hours["cuda"], _duration(cost.device_hours["cpu"])
-    yield "model", f"about {gpu:.3g} GPU-hours, or {cpu} of a CPU core (assumed rates)", _duration(spent.model_hours) if spent else ""
+    gpu, cpu = cost.device_hours["cuda"], cost.device_hours["cpu"]
+    took = f"{_duration(spent.model_hours)} of {_device(spent)}{_each(spent.model_hours, spent.km2, _duration)}" if spent else ""
+    yield "model", f"about {_duration(gpu)} of a GPU, or {_duration(cpu)} of a CPU core (assumed rates)", took
     if gpu_price is not None:
-        price = f"about {gpu * gpu_price:.4g} at {gpu_price:g} a GPU-hour"
-        yield "cost", price, f"{spent.model_hours * gpu_price:.4g} for {spent.model_hours:.3g} hours at {gpu_price:g}" if spent else ""
+        paid = "" if spent is None else "nothing: no GPU took part"
+        if spent and spent.on_gpu:
+            paid = f"{_number(spent.model_hours * gpu_price)} at {gpu_price:g} an hour{_each(spent.model_hours * gpu_price, spent.km2, _number)}"
+        yield "cost", f"about {_number(gpu * gpu_price)} at {gpu_price:g} an hour of a GPU{_each(gpu * gpu_price, cost.km2, _number)}", paid
     yield "to store", f"up to {_bytes(cost.output_bytes)}", _bytes(spent.output_bytes) if spent else ""
 
 
@@ -260,8 +271,21 @@ def _to_stdout() -> Console:
     return Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
+def _device(spent: Spent) -> str:
+    return "a GPU" if spent.on_gpu else "a CPU core"
+
+
+def _each(amount: float, km2: float, text: Callable[[float], str]) -> str:
+    """... and a square kilometre."""
+    return f", {text(amount / km2)} a km2" if km2 else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _duration(hours: float) -> str:
     for unit, length in (("h", 1.0), ("min", 1 / 60)):
         if hours >= 2 * length:
-            return f"{hours / length:.3g} {unit}"
+            return f"{_number(hours / length)} {unit}"
     return f"{hours * 3600:.3g} s"

@@ -69,6 +69,13 @@ class Spent:
     """Of the model on its devices, summed."""
     output_bytes: int
     """In the run folder."""
+    on_gpu: bool = False
+    """Else the devices of model_hours are CPU cores."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Spent:
+        """Of asdict that went through JSON."""
+        return cls(**{**values, "sizes": {int(size): count for size, count in values["sizes"].items()}})
 
 
 def estimate_cost(

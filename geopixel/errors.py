@@ -25,6 +25,18 @@ class StorageError(GeoPixelError):
     """A run folder cannot be reached or written; the message names it and says why."""
 
 
+class DamagedError(StorageError):
+    """A stored file cannot be read: it was torn, or changed since. Made of a folder's address, the path below it, and why."""
+
+    def __init__(self, url: str, path: str, why: str) -> None:
+        super().__init__(url, path, why)
+        self.path = path
+
+    def __str__(self) -> str:
+        url, path, why = self.args
+        return f"{path} in {url} is damaged: {why}"
+
+
 class RunConflictError(GeoPixelError):
     """The output folder holds a run with other settings, or another driver works in it; nothing was changed in it."""
 

@@ -14,15 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from obstore.exceptions import BaseError
-
-from geopixel.errors import RunConflictError
+from geopixel.errors import RunConflictError, StorageError
 from geopixel.storage import Folder
 
 LEASES = "lease"
 RENEW_SECONDS = 3.0
-STALE_SECONDS = 20.0
-"""A lease that did not change for so long is a dead driver's; several renewals fit in, so that a slow store does not cost a live one its run."""
+STALE_SECONDS = 45.0
+"""A lease that did not change for so long is a dead driver's; many renewals fit in: neither a slow store nor a busy machine costs a live one its run."""
 POLL_SECONDS = 0.5
 
 
@@ -48,7 +46,7 @@ class Lease:
         beat = 0
         while not self._ended.wait(RENEW_SECONDS):
             beat += 1
-            with suppress(OSError, BaseError):  # a store that does not answer is asked again at the next renewal
+            with suppress(StorageError):  # a store that does not answer is asked again at the next renewal
                 if _newest(self.folder) > self.number:
                     self._lost.set()
                     return
@@ -59,8 +57,7 @@ class Lease:
 def hold(folder: Folder) -> Iterator[Lease]:
     """Holds the folder's lease inside the block. Raises RunConflictError at once, or within STALE_SECONDS, where a live driver has it; that of a
     driver that ended, on this machine or any other, blocks for no longer than that."""
-    with folder.reached():
-        lease = _take(folder)
+    lease = _take(folder)
     renewal = threading.Thread(target=lease._renew, name="lease", daemon=True)
     renewal.start()
     try:
@@ -69,7 +66,7 @@ def hold(folder: Folder) -> Iterator[Lease]:
         lease._ended.set()
         renewal.join()
         if not lease._lost.is_set():
-            with suppress(OSError, BaseError):  # then it goes stale
+            with suppress(StorageError):  # then it goes stale
                 folder.put_json(_path(lease.number), lease._note(0, released=True))
 
 
@@ -101,6 +98,8 @@ def _is_free(folder: Folder, number: int) -> bool:
                 raise RunConflictError(f"another driver works in {folder.url}: process {now['pid']} on {now['host']}; wait for it, or end it")
     except FileNotFoundError:
         return False
+    except ValueError:  # no JSON: the machine of its holder ended while it wrote; a live one's is always whole
+        return True
     return True
 
 

@@ -5,10 +5,12 @@ with equal bytes. Knows nothing of pixels, models or who works on a tile."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyproj import CRS
 
+from geopixel.errors import DamagedError
 from geopixel.storage import Folder
-from geopixel.types import DECISIONS, STATES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
+from geopixel.types import DECISIONS, STATES, STATUS_CODES, TILE_SIZES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
 
 PLAN = "plan.parquet"
 COVERAGE = "coverage.parquet"
@@ -38,6 +41,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("description", pa.string()),
         pa.field("description_logits", pa.binary()),  # int8, C order
         pa.field("description_shape", pa.list_(pa.int32())),  # masks, height, width
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the binary columns, in order: Arrow has no checksum of its own
     ]
 )
 
@@ -48,7 +52,7 @@ def store_plan(folder: Folder, tiles: Sequence[Tile]) -> None:
     plan = Tiles.of(tiles)
     states = pa.array([DECISIONS.get(code) for code in range(UNDECIDED + 1)], pa.string())
 
-    def columns(part: Tiles) -> dict[str, pa.Array]:
+    def columns(_: int, part: Tiles) -> dict[str, pa.Array]:
         return {
             "column": pa.array(part.column, pa.int64()),
             "row": pa.array(part.row, pa.int64()),
@@ -57,7 +61,7 @@ def store_plan(folder: Folder, tiles: Sequence[Tile]) -> None:
             "resolution": pa.repeat(float(part.grid.resolution), len(part)),
         }
 
-    _put_table(folder, PLAN, plan, lambda part, _: columns(part))
+    _put_table(folder, PLAN, plan, columns)
 
 
 def load_plan(folder: Folder) -> Tiles:
@@ -75,7 +79,7 @@ def load_plan(folder: Folder) -> Tiles:
 def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
     """Puts the prediction under its state; any other state supersedes an earlier failure. Equal predictions are equal bytes."""
     logits, scene, described = prediction.logits, prediction.scene, prediction.description
-    row = {
+    row: dict[str, Any] = {
         "tile_id": prediction.tile_id,
         "state": prediction.state,
         "reason": prediction.reason,
@@ -88,6 +92,7 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "description_logits": None if described is None else described.logits.tobytes(),
         "description_shape": None if described is None else described.logits.shape,
     }
+    row["crc32"] = _checksum(row)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([row], PREDICTION_SCHEMA))
@@ -97,9 +102,21 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
 
 
 def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePrediction:
-    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state."""
-    with pa.ipc.open_file(pa.py_buffer(folder.get(_path(tile_id, state)))) as reader:
+    """The prediction as it was stored (arrays read-only). Raises FileNotFoundError where the tile has none with this state, DamagedError where what is
+    there cannot be one."""
+    path = _path(tile_id, state)
+    data = folder.get(path)
+    try:
+        return _decode(data)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # what pyarrow and numpy raise, and what a TilePrediction does not take
+        raise DamagedError(folder.url, path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _decode(data: bytes) -> TilePrediction:
+    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
         row = reader.read_all().to_pylist()[0]
+    if row["crc32"] != _checksum(row):
+        raise ValueError("its checksum is another")
     logits = scene = scores = described = None
     if row["logits"] is not None:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
@@ -111,72 +128,142 @@ def load_prediction(folder: Folder, tile_id: str, state: State) -> TilePredictio
     return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"], described)
 
 
-def read_states(folder: Folder, tiles: Sequence[Tile]) -> dict[str, State]:
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(b"".join(row[field.name] or b"" for field in PREDICTION_SCHEMA if pa.types.is_binary(field.type)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States(Mapping[str, State]):
+    """State by tile id, as a column beside those of the plan, for a plan may have millions. A tile that is pending is not in it."""
+
+    tiles: Tiles
+    codes: np.ndarray
+    """(n,) uint8 by tile, of STATUS_CODES; UNDECIDED: pending."""
+    _order: np.ndarray
+    """(n,) indexes of the tiles, by place."""
+    _places: np.ndarray
+    """(n,) int64, ascending: the places of these. Tiles of two sizes may have the same."""
+
+    @classmethod
+    def of(cls, tiles: Sequence[Tile]) -> States:
+        """What the plan alone says."""
+        plan = Tiles.of(tiles)
+        places = _places(plan.column.astype(np.int64), plan.row.astype(np.int64))
+        order = np.argsort(places)
+        return cls(plan, plan.decided.copy(), order, places[order])
+
+    def find(self, size: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """(m,) indexes of the tiles of these sizes, columns and rows, (m,) int64 each; -1 where the plan has none."""
+        wanted = _places(column, row)
+        first, found = np.searchsorted(self._places, wanted), np.full(len(wanted), -1)
+        for step in range(len(TILE_SIZES)):
+            at = np.minimum(first + step, len(self.tiles) - 1)
+            index = self._order[at]
+            same = (self._places[at] == wanted) & (self.tiles.size[index] == size)
+            found[same] = index[same]
+        return found
+
+    def __getitem__(self, tile_id: str) -> State:
+        size, column, row = np.array(tile_id.split("_"), np.int64)[:, None]
+        index = int(self.find(size, column, row)[0])
+        if index < 0 or self.codes[index] == UNDECIDED:
+            raise KeyError(tile_id)
+        return _STATE_OF[int(self.codes[index])]
+
+    def __iter__(self) -> Iterator[str]:
+        return (tile.id for tile in self.tiles[self.codes != UNDECIDED])
+
+    def __len__(self) -> int:
+        return int((self.codes != UNDECIDED).sum())
+
+    def being(self, *states: State) -> Tiles:
+        """The tiles that are in one of these states."""
+        return self.tiles[np.isin(self.codes, [STATUS_CODES[state] for state in states])]
+
+
+_STATE_OF: dict[int, State] = {code: state for state, code in STATUS_CODES.items()}
+_PATH = r"^predictions/(?P<state>[a-z]+)/(?P<size>\d{3,4})_(?P<column>-?\d{1,10})_(?P<row>-?\d{1,10})\.arrow$"
+
+
+def read_states(folder: Folder, tiles: Sequence[Tile]) -> States:
     """State by tile id, from one listing: the plan's own decisions, else what is stored; a tile that is not in it is pending.
     Where a failure and a success are both there, the success counts (its worker ended between put and delete)."""
-    states: dict[str, State] = {tile.id: tile.decided for tile in tiles if tile.decided is not None}
-    looked_at = {tile.id for tile in tiles if tile.decided is None}
-    for path in folder.list("predictions"):
-        _, state, name = path.split("/")
-        tile_id = name.removesuffix(".arrow")
-        if tile_id in looked_at and (state != "failed" or tile_id not in states):
-            states[tile_id] = cast(State, state)
+    states = States.of(tiles)
+    for page in folder.pages("predictions"):
+        stored = pc.extract_regex(pa.array(page, pa.string()), _PATH).drop_null()
+        index = states.find(*(stored.field(name).cast(pa.int64()).to_numpy() for name in ("size", "column", "row")))
+        for state, code in STATUS_CODES.items():
+            here = index[pc.equal(stored.field("state"), state).to_numpy(zero_copy_only=False) & (index >= 0)]
+            free = states.codes[here] == UNDECIDED if state == "failed" else states.tiles.to_read[here]
+            states.codes[here[free]] = code
     return states
 
 
-def pending(tiles: Sequence[Tile], states: Mapping[str, State], *, retry_failed: bool) -> list[Tile]:
+def pending(states: States, *, retry_failed: bool) -> Tiles:
     """The tiles still to be looked at, in their order: those without a state and, with retry_failed, those that failed."""
-    again: tuple[State | None, ...] = (None, "failed") if retry_failed else (None,)
-    return [tile for tile in tiles if states.get(tile.id) in again]
+    return states.tiles[(states.codes == UNDECIDED) | (retry_failed & (states.codes == STATUS_CODES["failed"]))]
 
 
-def recount(tiles: Sequence[Tile], states: Mapping[str, State]) -> dict[State, int]:
+def recount(states: States) -> dict[State, int]:
     """Planned tiles by state, all states named. Their sum is len(tiles) exactly when no tile is pending: the law of a finished run."""
-    counts: dict[State, int] = dict.fromkeys(STATES, 0)
-    for tile in tiles:
-        if tile.id in states:
-            counts[states[tile.id]] += 1
-    return counts
+    counts = np.bincount(states.codes, minlength=UNDECIDED + 1)
+    return {state: int(counts[STATUS_CODES[state]]) for state in STATES}
 
 
-def store_coverage(folder: Folder, tiles: Sequence[Tile]) -> None:
-    """Writes the state of every planned tile, read from storage, as GeoParquet: tile_id, size, state, reason (empty where there is
-    nothing to say) and the core's polygon. Raises ValueError while a tile is pending: coverage has no holes."""
-    states = read_states(folder, tiles)
-    left = pending(tiles, states, retry_failed=False)
-    if left:
-        raise ValueError(f"coverage needs the state of every tile, got none for {len(left)} of {len(tiles)}, first {left[0].id}")
-    told = [tile.id for tile in tiles if tile.decided is None and states[tile.id] in ("nodata", "failed")]
+def store_coverage(folder: Folder, states: States) -> None:
+    """Writes the state of every planned tile, as GeoParquet: tile_id, size, state, reason (empty where there is nothing to say) and the core's
+    polygon. Raises ValueError while a tile is pending: coverage has no holes."""
+    if left := pending(states, retry_failed=False):
+        raise ValueError(f"coverage needs the state of every tile, got none for {len(left)} of {len(states.tiles)}, first {left[0].id}")
+    plan, codes = states.tiles, states.codes
+    told = np.flatnonzero(plan.to_read & np.isin(codes, [STATUS_CODES["nodata"], STATUS_CODES["failed"]]))
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        reasons = dict(zip(told, pool.map(lambda tile_id: load_prediction(folder, tile_id, states[tile_id]).reason, told), strict=True))
-    plan = Tiles.of(tiles)
+        said = pool.map(lambda index: load_prediction(folder, plan[index].id, _STATE_OF[int(codes[index])]).reason, told.tolist())
+        reasons = dict(zip(told.tolist(), said, strict=True))
+    names = pa.array([_STATE_OF.get(code) for code in range(UNDECIDED + 1)], pa.string())
 
-    def columns(part: Tiles, ids: list[str]) -> dict[str, pa.Array]:
-        return {"state": pa.array([states[each] for each in ids], pa.string()), "reason": pa.array([reasons.get(each, "") for each in ids], pa.string())}
+    def columns(first: int, part: Tiles) -> dict[str, pa.Array]:
+        here = range(first, first + len(part))
+        return {"state": names.take(pa.array(codes[first : here.stop])), "reason": pa.array([reasons.get(index, "") for index in here], pa.string())}
 
-    _put_table(folder, COVERAGE, plan, lambda part, ids: columns(part, ids.to_pylist()))
+    _put_table(folder, COVERAGE, plan, columns)
 
 
 def attempts(folder: Folder, tile_id: str) -> int:
     """How often the tile has been begun without a result."""
-    return len(folder.list(f"attempts/{tile_id}"))
+    try:
+        return int(folder.get(f"attempts/{tile_id}"))
+    except FileNotFoundError:
+        return 0
 
 
 def begin_attempt(folder: Folder, tile_id: str) -> int:
     """Notes that a worker begins the tile; returns how often it has been begun by now."""
     number = attempts(folder, tile_id) + 1
-    folder.put(f"attempts/{tile_id}/{number}", b"")
+    folder.put(f"attempts/{tile_id}", str(number).encode())
     return number
 
 
 def end_attempts(folder: Folder, tile_id: str) -> None:
     """Forgets the attempts; call it once the tile's prediction is stored."""
-    for path in folder.list(f"attempts/{tile_id}"):
-        folder.delete(path)
+    folder.delete(f"attempts/{tile_id}")
+
+
+def forgive_attempts(folder: Folder, most: int) -> None:
+    """For a new submission: what ended the last one may have been no tile's fault, so every tile gets one more try. most: as often as one may be begun."""
+    for path in folder.list("attempts"):
+        tile_id = path.rsplit("/", 1)[1]
+        if attempts(folder, tile_id) >= most:
+            folder.put(f"attempts/{tile_id}", str(most - 1).encode())
 
 
 def _path(tile_id: str, state: State) -> str:
     return f"predictions/{state}/{tile_id}.arrow"
+
+
+def _places(column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """(n,) int64 of int64 columns and rows that int32 can hold."""
+    return (row << 32) | (column & 0xFFFFFFFF)
 
 
 REPEATED = ("size", "decided", "crs", "resolution", "state", "reason")
@@ -185,8 +272,8 @@ WKB_POLYGON = np.dtype([("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("po
 """A polygon of one ring of five points (OGC 06-103r4, section 8.2), little-endian."""
 
 
-def _put_table(folder: Folder, path: str, tiles: Tiles, columns: Callable[[Tiles, pa.Array], Mapping[str, pa.Array]]) -> None:
-    """GeoParquet 1.1 with a bounding box per row: tile_id, size, the columns that are given for a part and its tile ids, geometry of the cores. Row
+def _put_table(folder: Folder, path: str, tiles: Tiles, columns: Callable[[int, Tiles], Mapping[str, pa.Array]]) -> None:
+    """GeoParquet 1.1 with a bounding box per row: tile_id, size, the columns that are given for the tiles from an index on, geometry of the cores. Row
     group by row group: a plan of millions is never a table."""
     sink = pa.BufferOutputStream()
     writer = None
@@ -194,7 +281,7 @@ def _put_table(folder: Folder, path: str, tiles: Tiles, columns: Callable[[Tiles
         part = tiles[first : first + ROWS_PER_GROUP]
         ids = pc.binary_join_element_wise(*(pa.array(values).cast(pa.string()) for values in (part.size, part.column, part.row)), "_")
         geometry, bbox = _cores(part)
-        table = pa.table({"tile_id": ids, "size": pa.array(part.size, pa.int64()), **columns(part, ids), "geometry": geometry, "bbox": bbox})
+        table = pa.table({"tile_id": ids, "size": pa.array(part.size, pa.int64()), **columns(first, part), "geometry": geometry, "bbox": bbox})
         writer = writer or pq.ParquetWriter(
             sink, table.schema.with_metadata({"geo": _geo_metadata(tiles)}), compression="zstd", use_dictionary=list(REPEATED)
         )

@@ -1,4 +1,5 @@
-"""Recounts a run from what is stored, trusting no number that the run wrote about itself. Knows what a run folder must hold; writes nothing."""
+"""Recounts a run from what is stored, trusting no number that the run wrote about itself: whether every planned tile has a prediction, and whether
+blocks, traced parts and features are what these predictions give. Knows what a run folder must hold."""
 
 from __future__ import annotations
 
@@ -6,54 +7,57 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 from pyarrow import ArrowInvalid
 
 from geopixel import features, ledger, mosaic
-from geopixel.pipeline import Run, check_finished, load_run, trace_features
+from geopixel.errors import DamagedError, StorageError
+from geopixel.pipeline import PUBLISHED, Run, check_finished, load_run, make_block, trace_features
 from geopixel.storage import Folder
-from geopixel.types import BLOCK_SIZE, STATUS_CODES, Block, State, Tile
-
-ANSWERED = (STATUS_CODES["ok"], STATUS_CODES["empty"])
+from geopixel.types import STATUS_CODES, Block, State, Tile
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     tiles: dict[State, int]
     pixels: dict[State, int]
-    """Of the status band."""
+    """By what the status band must say."""
     holes: list[str]
     """One line for everything that is missing or does not add up; none: the map is whole."""
+    broken: list[str]
+    """Files without which the same job, submitted again, makes anew what does not add up. Failed tiles are no such thing."""
 
 
 def verify(folder: Folder) -> Verdict:
-    """Recounts tiles, pixels and features. Raises FileNotFoundError where the folder holds no run, ValueError where its run never ended."""
+    """Recounts tiles, pixels and features; writes nothing. Raises FileNotFoundError where the folder holds no run, ValueError where its run never
+    ended."""
     check_finished(folder)
     tiles = ledger.load_plan(folder)
     states = ledger.read_states(folder, tiles)
-    counts = ledger.recount(tiles, states)
-    holes = []
+    counts = ledger.recount(states)
+    holes, broken = [], list[str]()
     if sum(counts.values()) != len(tiles):
         holes.append(f"{len(tiles)} tiles planned, {sum(counts.values())} have a state")
-    if counts["failed"]:
-        holes.append(f"{counts['failed']} tiles failed")
-    holes += _check_coverage(folder, tiles, states)
-    holes += (broken := _check_predictions(folder, tiles, states))
+    if failed := counts["failed"]:
+        holes.append(f"{failed} tiles failed")
+    wrong = _check_coverage(folder, tiles, states)
+    unreadable, broken = _check_predictions(folder, tiles, states)
+    wrong += unreadable
     pixels: Counter[State] = Counter()
-    present: Counter[str] = Counter()
     if len(states) == len(tiles) and not broken:
-        if not folder.exists(f"{mosaic.MASKS}/zarr.json"):
-            return Verdict(counts, {}, [*holes, f"{mosaic.MASKS} is missing"])
-        run = load_run(folder)
-        holes += _check_mosaic(folder, run, tiles, states, pixels, present)
-        holes += _check_features(folder, run, mosaic.blocks_of(tiles), present)
-    return Verdict(counts, dict(pixels), holes)
+        run, blocks = load_run(folder), mosaic.blocks_of(tiles)
+        found, broken = _check_blocks(folder, run, blocks, states, pixels)
+        wrong += found or _check_features(folder, run, blocks)
+    return Verdict(counts, dict(pixels), holes + wrong, [*broken, *filter(folder.exists, PUBLISHED)] if wrong else [])
+
+
+def mend(folder: Folder, verdict: Verdict) -> None:
+    """Removes what verify found broken."""
+    for path in verdict.broken:
+        folder.delete(path)
 
 
 def _check_coverage(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, State]) -> list[str]:
@@ -61,6 +65,8 @@ def _check_coverage(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, 
         table = gpd.read_parquet(BytesIO(folder.get(ledger.COVERAGE)))
     except FileNotFoundError:
         return [f"{ledger.COVERAGE} is missing"]
+    except (ArrowInvalid, OSError) as error:
+        return [f"{ledger.COVERAGE} cannot be read: {error}"]
     told = dict(zip(table["tile_id"], table["state"], strict=True))
     wrong = [tile.id for tile in tiles if told.get(tile.id) != states.get(tile.id)]
     extra = len(table) - len(tiles)
@@ -68,69 +74,56 @@ def _check_coverage(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, 
     return holes + ([f"{ledger.COVERAGE} has {len(table)} rows for {len(tiles)} planned tiles"] if extra else [])
 
 
-def _check_predictions(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, State]) -> list[str]:
+def _check_predictions(folder: Folder, tiles: Sequence[Tile], states: Mapping[str, State]) -> tuple[list[str], list[str]]:
+    """Holes, and the files."""
     broken = []
     for tile in tiles:
         if tile.decided is None and tile.id in states:
             try:
                 ledger.load_prediction(folder, tile.id, states[tile.id])
-            except (ArrowInvalid, OSError, ValueError, IndexError) as error:
-                broken.append(f"{tile.id} ({type(error).__name__})")
-    return [f"{len(broken)} stored predictions cannot be read, first {broken[0]}"] if broken else []
+            except DamagedError as error:
+                broken.append(error.path)
+    return [f"{len(broken)} stored predictions cannot be read, first {broken[0]}"] if broken else [], broken
 
 
-def _check_mosaic(folder: Folder, run: Run, tiles: Sequence[Tile], states: Mapping[str, State], pixels: Counter[State], present: Counter[str]) -> list[str]:
-    """Compares status and scene with what plan, predictions and area say, pixel for pixel, and counts pixels by state and prompt."""
-    root: Any = zarr.open_group(folder.zarr(mosaic.MASKS), mode="r")
-    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
-    first_column, first_row = round(left / resolution), round(-top / resolution)
+def _check_blocks(
+    folder: Folder, run: Run, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State], pixels: Counter[State]
+) -> tuple[list[str], list[str]]:
+    """Makes every block again from the predictions and compares what is stored of it with that, value for value at every level. Counts pixels by
+    state. Returns holes, and files whose absence has their blocks made anew."""
     names: dict[int, State] = {code: state for state, code in STATUS_CODES.items()}
-    holes = []
-    for block, near in mosaic.blocks_of(tiles).items():
-        window = _window(block, first_column, first_row)
-        predictions = {tile.id: ledger.load_prediction(folder, tile.id, states[tile.id]) for tile in near if tile.decided is None}
-        status, scene = root["status"][window], root["scene"][window]
-        for name, stored, expected in zip(("status", "scene"), (status, scene), mosaic.status_and_scene(block, near, predictions, run.area), strict=True):
-            if wrong := int((stored != expected).sum()):
-                holes.append(f"{name} of block {block.id} is wrong at {wrong} pixels")
-        pixels.update({names[int(code)]: int(count) for code, count in zip(*np.unique(status, return_counts=True), strict=True)})
-        silent = ~np.isin(status, ANSWERED)
-        for index, prompt in enumerate(run.request.prompts):
-            mask, confidence = (root[name][(index, *window)] for name in ("mask", "confidence"))
-            present[prompt] += int((mask == 1).sum())
-            unlike = int(((mask == mosaic.NONE) != silent).sum()) + int(((confidence == mosaic.NONE) != silent).sum())
-            if unlike:
-                holes.append(f"masks of {prompt!r} in block {block.id} disagree with its status at {unlike} pixels")
-    return holes
+    holes, broken = [], []
+    for block, near in blocks.items():
+        blended, parts = make_block(run, folder, block, near, states)
+        pixels.update({names[int(code)]: int(count) for code, count in zip(*np.unique(blended.status, return_counts=True), strict=True)})
+        try:
+            unlike, digest = mosaic.unlike_block(folder, block, blended), mosaic.digest_block(folder, block)
+        except (StorageError, ValueError, KeyError) as error:
+            return [f"{mosaic.MASKS} is missing or cannot be opened: {error}"], [*folder.list(mosaic.MASKS), *folder.list("parts")]
+        try:
+            if not features.load_parts(folder, [block]).equals(parts):
+                unlike.append("the traced parts are not what its predictions give")
+            elif not unlike and not (features.parts_states(folder, block) or "").endswith(digest):
+                unlike.append(f"its files in {mosaic.MASKS} are not those that were written, although they say the same")
+        except (FileNotFoundError, DamagedError) as error:
+            unlike.append(f"the traced parts are missing or cannot be read: {str(error).splitlines()[0]}")
+        holes += [f"block {block.id}: {each}" for each in unlike]
+        broken += [features.parts_path(block)] if unlike else []
+    return holes, broken
 
 
-def _check_features(folder: Folder, run: Run, blocks: Iterable[Block], present: Mapping[str, int]) -> list[str]:
-    """The traced parts have every pixel of the published raster, and the features are what these parts give."""
-    holes = []
-    try:
-        parts = features.load_parts(folder, blocks)
-        traced = {prompt: parts.filter(pc.equal(parts["prompt"], index)) for index, prompt in enumerate(present)}
-    except (ArrowInvalid, OSError) as error:
-        return [f"traced blocks cannot be read: {error}"]
-    for prompt, count in present.items():
-        if (found := pc.sum(traced[prompt]["pixels"]).as_py() or 0) != count:
-            holes.append(f"{prompt!r} is {count} pixels in {mosaic.MASKS} and {found} in the traced blocks")
+def _check_features(folder: Folder, run: Run, blocks: Iterable[Block]) -> list[str]:
+    """The features are what the traced parts give."""
     try:
         stored = pq.read_table(BytesIO(folder.get(features.FEATURES)))
     except FileNotFoundError:
-        return [*holes, f"{features.FEATURES} is missing"]
-    except ArrowInvalid as error:
-        return [*holes, f"{features.FEATURES} cannot be read: {error}"]
+        return [f"{features.FEATURES} is missing"]
+    except (ArrowInvalid, OSError) as error:
+        return [f"{features.FEATURES} cannot be read: {error}"]
     if stored.schema.names != features.SCHEMA.names:
-        return [*holes, f"{features.FEATURES} has other columns: {', '.join(stored.schema.names)}"]
+        return [f"{features.FEATURES} has other columns: {', '.join(stored.schema.names)}"]
     expected = trace_features(run, folder, blocks)
     if len(stored) != len(expected):
-        holes.append(f"{features.FEATURES} has {len(stored)} features, the traced blocks give {len(expected)}")
-    elif wrong := [name for name in expected.schema.names if stored[name].to_pylist() != expected[name].to_pylist()]:
-        holes.append(f"{features.FEATURES} is not what the traced blocks give: {', '.join(wrong)}")
-    return holes
-
-
-def _window(block: Block, first_column: int, first_row: int) -> tuple[slice, slice]:
-    row, column = block.top - first_row, block.left - first_column
-    return slice(row, row + BLOCK_SIZE), slice(column, column + BLOCK_SIZE)
+        return [f"{features.FEATURES} has {len(stored)} features, the traced blocks give {len(expected)}"]
+    wrong = [name for name in expected.schema.names if stored[name].to_pylist() != expected[name].to_pylist()]
+    return [f"{features.FEATURES} is not what the traced blocks give: {', '.join(wrong)}"] if wrong else []

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 GROUND = {"types", "errors", "compiling"}
-BASE = GROUND | {"access", "assignment", "dateline", "profiles", "raster", "storage", "tally"}
+BASE = GROUND | {"access", "assignment", "dateline", "events", "labels", "profiles", "raster", "storage", "tally"}
 STEPS = {"search", "survey", "tiling", "cost", "imagery", "ledger", "mosaic", "polygonize", "provenance", "features", "publish", "demo", "aoi"}
 BELOW = BASE | STEPS | {"lease", "prediction", "model"}
 """What the pipeline and its neighbours stand on."""
@@ -24,12 +24,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "compiling": set(),
-    "config": set(),
+    "config": {"events"},
     "access": GROUND,
     "dateline": set(),
     "profiles": GROUND,
     "assignment": GROUND,
+    "labels": set(),
     "tally": set(),
+    "events": GROUND,
     "raster": GROUND | {"access", "tally"},
     "storage": GROUND,
     "lease": {"errors", "storage"},
@@ -39,16 +41,18 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BELOW,
     "conversation": BASE | {"polygonize", "publish", "model"},
     "training": BELOW,
+    "finetuning": BELOW,
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},
-    "distributed": BELOW | {"pipeline"},
+    "annotation": BASE | STEPS | {"config", "labels"},
+    "distributed": BELOW | {"pipeline", "finetuning"},
     "country": BELOW | {"pipeline", "verification"},
     "console": BASE | {"cost", "country", "pipeline"},
 }
 ALLOWED["jobs"] = set(ALLOWED) - {"__init__"}
 """What each room may import of geopixel, besides itself."""
 
-ONLY_IN = {"ray": {"distributed"}, "pystac_client": {"search"}, "torch": {"model", "prediction", "training"}}
+ONLY_IN = {"ray": {"distributed"}, "pystac_client": {"search"}, "torch": {"model", "prediction", "training", "finetuning"}}
 """Libraries that are some rooms' own business."""
 TORCH_WHEN_NEEDED = {"pipeline", "distributed", "evaluation", "conversation"}
 """Rooms that may import torch inside a function: what reads tiles imports them too, and never needs it; nor does a refusal."""

@@ -187,3 +187,8 @@ def test_a_submitted_job_gives_the_same_map(catalog: Path, serial: Path, tmp_pat
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     equal_to(serial, out)
+    records = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line.startswith("{")]
+    stored = json.loads((out / "run.json").read_text())
+    ends = next(record for record in records if record["message"] == "run ends")
+    assert (ends["run_id"], ends["tiles"]) == (stored["id"], stored["finished"]["tiles"])
+    assert {record["stage"] for record in records if "stage" in record} >= {"tiles", "blocks", "publish"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from geopixel import ledger
 from geopixel.storage import Folder
-from geopixel.types import CLOUDED, NO_SCENE, STATES, Description, Grid, Tile, TilePrediction
+from geopixel.types import CLOUDED, NO_SCENE, STATES, STATUS_CODES, TILE_SIZES, UNDECIDED, Description, Grid, Tile, TilePrediction
 
 GRID = Grid("EPSG:32645", 0.3)
 TILES = [
@@ -73,7 +73,7 @@ def test_plan_and_coverage_are_geoparquet_of_the_cores(folder: Folder) -> None:
     ledger.store_plan(folder, TILES)
     for tile in (ONE, TWO, THREE):
         ledger.store_prediction(folder, prediction(tile, "empty"))
-    ledger.store_coverage(folder, TILES)
+    ledger.store_coverage(folder, ledger.read_states(folder, TILES))
     for path in ("plan.parquet", "coverage.parquet"):
         table = gpd.read_parquet(BytesIO(folder.get(path)))
         assert table.crs == GRID.crs
@@ -130,8 +130,20 @@ def test_states_are_the_plans_own_and_what_is_stored(folder: Folder) -> None:
     ledger.store_prediction(folder, prediction(Tile(GRID, 512, 99, 99), "ok"))  # of another plan
     states = ledger.read_states(folder, TILES)
     assert states == {TILES[0].id: "outside", TILES[3].id: "nodata", TILES[4].id: "cloud", ONE.id: "ok", TWO.id: "failed"}
-    assert ledger.pending(TILES, states, retry_failed=True) == [TWO, THREE]
-    assert ledger.pending(TILES, states, retry_failed=False) == [THREE]
+    assert list(ledger.pending(states, retry_failed=True)) == [TWO, THREE]
+    assert list(ledger.pending(states, retry_failed=False)) == [THREE]
+
+
+@given(st.lists(st.tuples(st.sampled_from(TILE_SIZES), st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30, unique=True), st.data())
+def test_states_are_found_by_size_column_and_row(places: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """Tiles of several sizes may have the same column and row."""
+    known = data.draw(st.lists(st.booleans(), min_size=len(places), max_size=len(places)))
+    planned = [Tile(GRID, *place) for place, is_known in zip(places, known, strict=True) if is_known]
+    if planned:
+        found = ledger.States.of(planned).find(*np.array(places, np.int64).T)
+        assert [planned[index].id if index >= 0 else None for index in found] == [
+            Tile(GRID, *place).id if is_known else None for place, is_known in zip(places, known, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("state", ["ok", "empty", "nodata"])
@@ -145,20 +157,23 @@ def test_a_success_supersedes_a_failure_and_stays(folder: Folder, state: str) ->
 
 @given(st.lists(st.sampled_from([*STATES, None]), min_size=6, max_size=6))
 def test_planned_is_the_sum_of_states_and_the_pending(states: list) -> None:
-    known = {tile.id: state for tile, state in zip(TILES, states, strict=True) if state is not None}
-    counts = ledger.recount(TILES, known)
+    known = ledger.States.of(TILES)
+    known.codes[:] = [UNDECIDED if state is None else STATUS_CODES[state] for state in states]
+    counts = ledger.recount(known)
     assert counts == {state: states.count(state) for state in STATES}
-    assert sum(counts.values()) + len(ledger.pending(TILES, known, retry_failed=False)) == len(TILES)
+    assert sum(counts.values()) + len(ledger.pending(known, retry_failed=False)) == len(TILES)
+    assert known == {tile.id: state for tile, state in zip(TILES, states, strict=True) if state is not None}
+    assert [tile.id for tile in known.being("ok", "failed")] == [tile.id for tile, state in zip(TILES, states, strict=True) if state in ("ok", "failed")]
 
 
 def test_coverage_has_a_row_and_a_reason_for_every_tile(folder: Folder) -> None:
     ledger.store_prediction(folder, prediction(ONE, "ok"))
     ledger.store_prediction(folder, prediction(TWO, "failed"))
     with pytest.raises(ValueError, match=f"none for 1 of 6, first {THREE.id}"):
-        ledger.store_coverage(folder, TILES)
+        ledger.store_coverage(folder, ledger.read_states(folder, TILES))
     assert not folder.exists("coverage.parquet")
     ledger.store_prediction(folder, prediction(THREE, "nodata"))
-    ledger.store_coverage(folder, TILES)
+    ledger.store_coverage(folder, ledger.read_states(folder, TILES))
     table = gpd.read_parquet(BytesIO(folder.get("coverage.parquet"))).set_index("tile_id")
     assert table.state.to_dict() == ledger.read_states(folder, TILES)
     assert table.reason[table.reason != ""].to_dict() == {TWO.id: "cannot open b.tif", THREE.id: "cannot open b.tif"}
@@ -168,5 +183,13 @@ def test_attempts_are_counted_for_each_tile_alone_until_they_end(folder: Folder)
     assert [ledger.begin_attempt(folder, "512_1_2") for _ in range(3)] == [1, 2, 3]
     assert ledger.begin_attempt(folder, "512_1_20") == 1
     ledger.end_attempts(folder, "512_1_2")
-    assert folder.list() == ["attempts/512_1_20/1"]
+    assert folder.list() == ["attempts/512_1_20"]
     assert ledger.begin_attempt(folder, "512_1_2") == 1
+
+
+def test_a_new_submission_gives_every_tile_one_more_try(folder: Folder) -> None:
+    for tile, times in (("512_0_0", 5), ("512_0_1", 1)):
+        for _ in range(times):
+            ledger.begin_attempt(folder, tile)
+    ledger.forgive_attempts(folder, 3)
+    assert [ledger.begin_attempt(folder, tile) for tile in ("512_0_0", "512_0_1", "512_0_2")] == [3, 2, 1]

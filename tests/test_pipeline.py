@@ -64,7 +64,7 @@ def test_the_folder_holds_what_design_promises(serial: Path) -> None:
     assert list(data["prompt"].values) == list(PROMPTS)
     files = {"run.json", "plan.parquet", "scenes.parquet", "coverage.parquet", "features.parquet", "item.json", "quicklook.png", "report.html"}
     assert {path.name for path in serial.iterdir()} == files | {"predictions", "parts", "attempts", "lease", "masks.zarr"}
-    assert list((serial / "attempts").rglob("*.*")) == []
+    assert list((serial / "attempts").iterdir()) == []
     features = gpd.read_parquet(serial / "features.parquet")
     assert set(features["prompt"]) <= set(PROMPTS)
     assert len(features) > 20
@@ -82,7 +82,10 @@ def test_submitting_again_redoes_only_what_is_missing(catalog: Path, serial: Pat
     assert run(ask(catalog), tmp_path / "run").worked == 0
 
 
-def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Path, serial: Path, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(
+    catalog: Path, serial: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "geopixel.events")
     shutil.copytree(catalog.parent, tmp_path / "demo")
     broken = tmp_path / "demo" / "demo" / "demo-1000008" / "visual.tif"
     whole = broken.read_bytes()
@@ -106,6 +109,10 @@ def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(catalog: Pa
     failed = coverage[coverage["state"] == "failed"]
     assert len(failed) == summary.tiles["failed"]
     assert failed["reason"].str.contains("visual.tif").all()
+    logged = [vars(record) for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(one["tile_id"] for one in logged) == sorted(failed["tile_id"]), "every one once, though the run was submitted twice"
+    assert {one["tile_id"]: one["reason"] for one in logged} == dict(zip(failed["tile_id"], failed["reason"], strict=True))
+    assert {(one["run_id"], one["state"]) for one in logged} == {(load_run(Folder(str(tmp_path / "run"))).id, "failed")}
     assert verify(Folder(str(tmp_path / "run"))).holes == [f"{summary.tiles['failed']} tiles failed"]
     data = rasters(tmp_path / "run")
     hole = (data["status"] == STATUS_CODES["failed"]).values

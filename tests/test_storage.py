@@ -111,7 +111,7 @@ def test_the_ledger_works_on_it(folder: Folder) -> None:
     states = ledger.read_states(folder, tiles)
     assert [states[tile.id] for tile in tiles] == ["outside", "ok", "empty", "failed"]
     assert (ledger.load_prediction(folder, tiles[1].id, "ok").logits == logits).all()
-    ledger.store_coverage(folder, tiles)
+    ledger.store_coverage(folder, ledger.read_states(folder, tiles))
     assert folder.list() == ["coverage.parquet", "plan.parquet", *(f"predictions/{states[t.id]}/{t.id}.arrow" for t in (tiles[2], tiles[3], tiles[1]))]
 
 

@@ -18,6 +18,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from geopixel.config.commandline import Settings, flag, load, suggestion
+from geopixel.events import SUBMITTED
 
 __all__ = ["DEMO", "NO_CATALOG", "PLANETARY_COMPUTER", "SUBMITTED", "CountrySettings", "MapSettings", "load"]
 
@@ -25,8 +26,6 @@ PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/stac/v1"
 DEMO, NO_CATALOG = "demo", "none"
 OUT_SCHEMES = ("s3", "gs", "az")
 """Object stores that can hold a run folder."""
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set in the process that `ray job submit` starts, and nowhere else (JobSupervisor in ray/dashboard/modules/job/job_supervisor.py)."""
 
 
 def _listed(value: Any) -> Any:

@@ -12,7 +12,7 @@ from functools import partial
 import shapely
 from pyproj import Geod
 
-from geopixel import lease, ledger, publish
+from geopixel import events, lease, ledger, publish
 from geopixel.country.assembly import assemble_cell
 from geopixel.country.audit import verify_country
 from geopixel.country.cells import CELL_BLOCKS, Cell, cell_request, count_tiles, country_grid, cover, default_crs
@@ -32,7 +32,7 @@ from geopixel.country.record import (
 from geopixel.country.work import Country, begin_cell, finish_cell
 from geopixel.errors import NoScenesError
 from geopixel.model.config import GeoPixelConfig
-from geopixel.pipeline import USUAL, Limits, MapRequest, Progress, Runner, hash_weights, search_scenes, tile_flops
+from geopixel.pipeline import USUAL, Limits, MapRequest, Progress, Runner, Work, hash_weights, search_scenes, tile_flops
 from geopixel.storage import Folder
 from geopixel.tiling import choose_grid, ground_sample_distance, plan_tiles, project_area, smallest_object
 from geopixel.types import STATES, Grid, State, TileReceipt, Tiles
@@ -86,6 +86,8 @@ class CountrySummary:
     """Cells that this submission worked on."""
     looked: int
     """Tiles that it looked at."""
+    busy: float | None
+    """Share 0..1 of their time that the workers with the model spent in it; None where it was not measured."""
     seconds: float
     changes: bool
     """This pass wrote a change table."""
@@ -172,14 +174,18 @@ def map_country(
         passes = open_country(folder, request, blocks)
         if again and passes.ended:
             passes = note_pass(folder, Passes(passes.number + 1))
-        country = Country(folder, request, config, hash_weights(request.model), limits, passes.number, retry_failed)
+        country = Country(folder, request, config, hash_weights(request.model), limits, passes.number, runner.max_attempts, retry_failed)
         records = {cell.id: load_record(folder, cell.id) for cell in cells}
         todo = [cell for cell in cells if _is_due(records[cell.id], country)]
-        looked: Counter[str] = Counter()
+        looked, planned = Work(), {}
 
-        def receive(receipt: TileReceipt) -> None:
+        def receive(cell: Cell, count: int, receipt: TileReceipt) -> None:
             held.check()
-            looked[receipt.state] += 1
+            looked.add(receipt)
+            planned[cell.id] = count
+            progress("tiles", looked.tiles, sum(planned.values()))
+            if receipt.state == "failed":
+                events.tell_failure(str(records[cell.id].run), receipt)
 
         progress("cells", 0, len(todo))
         finished = runner.stream(request, todo, partial(begin_cell, country=country), partial(finish_cell, country=country), receive) if todo else ()
@@ -190,7 +196,7 @@ def map_country(
         features = _assemble(cells, country, records, runner, progress)
         table = store_cells(folder, cells, [records[cell.id] for cell in cells])
         changed = bool(folder.list(f"changes/{passes.number}"))
-        summary = _summarise(list(records.values()), features, len(todo), looked.total(), time.monotonic() - began, changed)
+        summary = _summarise(list(records.values()), features, len(todo), looked, time.monotonic() - began, changed)
         told = {name: value for name, value in asdict(summary).items() if name not in ("failed", "changes")}
         note_pass(folder, replace(passes, ended=True), told)
         title, area = f"{', '.join(request.prompts)}: {country.name}", project_area(request.area, cells[0].grid.crs)
@@ -230,7 +236,7 @@ def _facts(request: MapRequest, summary: CountrySummary, passes: Passes) -> list
     return [("found", found), ("tiles", tiles), ("looked at", ground), ("model", request.model), ("grid", grid)]
 
 
-def _summarise(records: Sequence[Record], features: dict[str, int], worked: int, looked: int, seconds: float, changes: bool) -> CountrySummary:
+def _summarise(records: Sequence[Record], features: dict[str, int], worked: int, looked: Work, seconds: float, changes: bool) -> CountrySummary:
     cells = Counter(record.state for record in records)
     return CountrySummary(
         cells={state: cells[state] for state in CELL_STATES if cells[state]},
@@ -241,7 +247,8 @@ def _summarise(records: Sequence[Record], features: dict[str, int], worked: int,
         read_bytes=sum(record.read_bytes for record in records),
         failed=[record for record in records if record.state in ("failed", "holes", "planned", "begun")],
         worked=worked,
-        looked=looked,
+        looked=looked.tiles,
+        busy=looked.busy,
         seconds=seconds,
         changes=changes,
     )

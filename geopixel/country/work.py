@@ -16,7 +16,7 @@ from geopixel.country.record import Record, load_record, run_folder, settings_di
 from geopixel.errors import GeoPixelError, NoScenesError, RunConflictError
 from geopixel.model.config import GeoPixelConfig
 from geopixel.mosaic import blocks_of
-from geopixel.pipeline import RUN, Limits, MapRequest, Run, SerialRunner, find_run, make_plan, map_area, search_scenes, store_run
+from geopixel.pipeline import RUN, Limits, MapRequest, Run, SerialRunner, Work, find_run, make_plan, map_area, search_scenes, store_run
 from geopixel.storage import Folder
 from geopixel.types import Scene, Tile, TileReceipt, Tiles
 
@@ -37,6 +37,8 @@ class Country:
     limits: Limits
     number: int
     """Of the pass over the country."""
+    max_attempts: int
+    """See pipeline.Runner."""
     retry_failed: bool = False
 
     @property
@@ -56,22 +58,23 @@ def begin_cell(cell: Cell, country: Country) -> tuple[Folder, Tiles | None]:
             return country.folder, None
         folder = run_folder(country.folder, cell.id, record.run)
         _, tiles = _stored(folder, request)
-        todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=country.retry_failed)
+        todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=country.retry_failed)
+        ledger.forgive_attempts(folder, country.max_attempts)
         store_record(country.folder, replace(record, state="begun", reason=""))
     except Exception as error:  # one cell must not end the country
         store_record(country.folder, _failed(record, error))
         return country.folder, None
-    return folder, Tiles.of(todo) if todo else None
+    return folder, todo or None
 
 
-def finish_cell(cell: Cell, country: Country) -> Record:
-    """Makes the map of a cell whose tiles were looked at. Returns what became of the cell, as it is stored."""
+def finish_cell(cell: Cell, work: Work, country: Country) -> Record:
+    """Makes the map of a cell whose tiles were looked at. work: what that took. Returns what became of the cell, as it is stored."""
     record = load_record(country.folder, cell.id)
     if record.run is None or record.state == "failed":
         return record
     folder, request = run_folder(country.folder, cell.id, record.run), cell_request(country.request, cell)
     try:
-        summary = map_area(request, folder, country.config, _Finisher(), _nobody, limits=country.limits)
+        summary = map_area(request, folder, country.config, _Finisher(), _nobody, limits=country.limits, work=work)
         if summary.published:
             _store_rim(folder, cell)
             publish.join_collection(folder, country.name)

@@ -1,4 +1,4 @@
-"""The steps of the pipeline on Ray: the only room that imports ray."""
+"""The steps of the pipeline and of fine-tuning (finetune.py, which loads torch where it trains) on Ray: the only room that imports ray."""
 
 from geopixel.distributed.runner import RayRunner, start
 

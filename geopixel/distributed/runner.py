@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,14 @@ import ray
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
 from ray.util.dask import ray_dask_get
 
-from geopixel import ledger
+from geopixel import events, ledger
 from geopixel.assignment import Assignment
-from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, assign_tiles, load_run, predict_tiles, see_tile, write_block
+from geopixel.distributed import metrics
+from geopixel.errors import GeoPixelError
+from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, Work, assign_tiles, load_run, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
 from geopixel.types import Block, Grid, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
@@ -30,6 +33,8 @@ ACTOR_CPUS, READER_CPUS = 0.8, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
+TILES_PER_SOURCE = 1024
+"""Of one run, that are one to the driver until a worker cuts them into tasks: a country would be a hundred thousand of these."""
 PIECES = 64
 """That the tiles of one of many runs are read in: so many readers may share them."""
 SECONDS_PER_ASKING = 0.5
@@ -45,9 +50,27 @@ def start() -> None:
         # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
+        if events.SUBMITTED in os.environ:  # its log is read by machines
+            local["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What a task raised of our own kinds comes as itself, without Ray's account of its way."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, GeoPixelError):
+            first, *others = error.cause.args
+            error.cause.args = (str(first).splitlines()[0], *others)  # Ray Data appends its advice
+            raise error.cause from None
+        raise
 
 
 class RayRunner:
@@ -69,6 +92,8 @@ class RayRunner:
     ) -> None:
         if min_actors and max_actors and min_actors > max_actors:
             raise ValueError(f"min_actors must not be above max_actors, got {min_actors} and {max_actors}")
+        if events.SUBMITTED in os.environ:
+            start()  # the cluster is there, and from here on what is logged is JSON
         self.gpus_per_actor, self.min_actors, self.max_actors, self.max_attempts = gpus_per_actor, min_actors, max_actors, max_attempts
 
     @property
@@ -92,8 +117,10 @@ class RayRunner:
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         start()
         plan = Tiles.of(tiles)
-        tasks = min(len(plan), max(self._actors()[1], len(plan) // self._together))
-        rows = ray.data.from_arrow([_rows(folder, plan[part], 0) for part in np.array_split(np.arange(len(plan)), tasks)])
+        together = min(self._together, -(-len(plan) // self._actors()[1]))
+        parts = [plan[at : at + TILES_PER_SOURCE] for at in range(0, len(plan), TILES_PER_SOURCE)]
+        tasks = len(parts) * -(-len(parts[0]) // together)
+        rows = ray.data.read_datasource(_Runs(parts, partial(_part, folder)), override_num_blocks=tasks, num_cpus=READER_CPUS)
         for _, receipt in self._looked_at(rows, run.request, tasks):
             if receipt is not None:
                 yield receipt
@@ -103,40 +130,41 @@ class RayRunner:
         request: MapRequest,
         jobs: Sequence[Job],
         begin: Callable[[Job], tuple[Folder, Tiles | None]],
-        finish: Callable[[Job], Result],
-        receive: Callable[[TileReceipt], None],
+        finish: Callable[[Job, Work], Result],
+        receive: Callable[[Job, int, TileReceipt], None],
     ) -> Iterator[Result]:
         """Runs are begun while others are looked at, and finished as soon as their last tile is stored: the model never waits for the end of one."""
         start()
         rows = ray.data.read_datasource(
             _Runs(jobs, begin), override_num_blocks=len(jobs) * PIECES, num_cpus=READER_CPUS, concurrency=self._planners()
         )
-        shared, left = ray.put((finish, jobs)), set(range(len(jobs)))
+        shared, left = ray.put((finish, jobs)), {index: Work() for index in range(len(jobs))}
         finishing: list[ray.ObjectRef[Any]] = []
-        seen: Counter[int] = Counter()
         asked = time.monotonic()
         for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES):
-            if receipt is not None:
-                receive(receipt)
-                seen[job] += 1
-            if seen[job] >= count and job in left:
-                left.remove(job)
-                finishing.append(_do.remote(shared, job))
+            if receipt is not None and job in left:
+                left[job].add(receipt)
+                receive(jobs[job], count, receipt)
+            if job in left and left[job].tiles >= count:
+                finishing.append(_do.remote(shared, job, left.pop(job)))
             if finishing and time.monotonic() - asked > SECONDS_PER_ASKING:
                 done, finishing = ray.wait(finishing, num_returns=len(finishing), timeout=0)
-                yield from ray.get(done)
+                with _own_errors():
+                    yield from ray.get(done)
                 asked = time.monotonic()
         # A worker that was lost may have stored tiles and never have told: what is stored counts.
-        finishing += [_do.remote(shared, job) for job in sorted(left)]
+        finishing += [_do.remote(shared, job, work) for job, work in left.items()]
         while finishing:
             done, finishing = ray.wait(finishing)
-            yield ray.get(done[0])
+            with _own_errors():
+                yield ray.get(done[0])
 
     def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
         start()
         shared = ray.put((work, jobs))
         for done in [_do.remote(shared, index) for index in range(len(jobs))]:
-            yield ray.get(done)
+            with _own_errors():
+                yield ray.get(done)
 
     @property
     def _together(self) -> int:
@@ -157,9 +185,17 @@ class RayRunner:
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
-        for row in receipts.iter_rows():
-            job = row.pop("job"), row.pop("of")
-            yield job, TileReceipt(**row) if row["tile_id"] else None
+        with _own_errors():
+            for row in receipts.iter_rows():
+                job = row.pop("job"), row.pop("of")
+                receipt = TileReceipt(**row) if row["tile_id"] else None
+                if receipt is not None:
+                    metrics.count_tile(receipt)
+                yield job, receipt
+
+    def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
+        start()
+        metrics.observe(stage, seconds)
 
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         start()
@@ -167,7 +203,8 @@ class RayRunner:
         waiting = [_write.remote(shared, block, tiles, {tile.id: states[tile.id] for tile in tiles}) for block, tiles in blocks.items()]
         while waiting:
             done, waiting = ray.wait(waiting)
-            yield ray.get(done[0])
+            with _own_errors():
+                yield ray.get(done[0])
 
 
 def _rows(folder: Folder, tiles: Tiles | None, job: int) -> pa.Table:
@@ -216,6 +253,7 @@ class _Look:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """A row for every receipt, with the job that its tile is of; those of a job without tiles stay, with an empty tile_id."""
+        began = time.monotonic()
         done: list[tuple[int, int, TileReceipt | None]] = []
         for job in dict.fromkeys(batch["job"].tolist()):  # tiles of several runs may come together
             rows = [{name: values[row] for name, values in batch.items()} for row in np.flatnonzero(batch["job"] == job)]
@@ -224,6 +262,7 @@ class _Look:
             receipts = list(predict_tiles(Folder(rows[0]["folder"]), self.predictor, seen, self.max_attempts))
             done += [(job, count, receipt) for receipt in receipts] if count else [(job, count, None)]
         now = time.monotonic()
+        metrics.watch_model([receipt for _, _, receipt in done if receipt], now - began, now - self.since)
         each, self.since = (now - self.since) / len(done), now
         told = [TileReceipt("", "ok") if receipt is None else replace(receipt, worker_seconds=each) for _, _, receipt in done]
         columns = {one.name: [getattr(receipt, one.name) for receipt in told] for one in fields(TileReceipt)}
@@ -240,6 +279,10 @@ def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
     origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
     return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
+
+
+def _part(folder: Folder, tiles: Tiles) -> tuple[Folder, Tiles]:
+    return folder, tiles
 
 
 class _Runs(Datasource):
@@ -265,11 +308,12 @@ def _begin(shared: ray.ObjectRef[Any], index: int) -> Iterator[pa.Table]:
 
 
 @ray.remote(num_cpus=READER_CPUS)
-def _do(shared: tuple[Callable[[Any], Any], Sequence[Any]], index: int) -> Any:
+def _do(shared: tuple[Callable[..., Any], Sequence[Any]], index: int, *more: Any) -> Any:
     work, jobs = shared
-    return work(jobs[index])
+    return work(jobs[index], *more)
 
 
 @ray.remote(num_cpus=1)
 def _write(shared: tuple[Run, Folder], block: Block, tiles: Sequence[Tile], states: Mapping[str, State]) -> str:
-    return write_block(*shared, block, tiles, states)
+    with metrics.observed("block"):
+        return write_block(*shared, block, tiles, states)

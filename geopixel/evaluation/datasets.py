@@ -4,23 +4,19 @@ thing. Lists are made at once, pictures and masks are read when they are needed.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+
+from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
 
 SEG = "[SEG]"
-T = TypeVar("T")
-
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +40,6 @@ class Grounded:
     """Reads the masks: (N, height, width) bool, one for every [SEG], in their order."""
 
 
-def optional(module: str) -> Any:
-    """A module that comes with the extra `evaluate`. Raises ValueError, saying so, where it is not installed."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(f"this needs {module.partition('.')[0]}: pip install 'geopixel-ray[evaluate]'") from error
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(height, width, 3) uint8. Raises ValueError for what is no picture."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
 def read_rrsisd(folder: Path, split: str) -> list[Referring]:
     """The expressions of a split (train, val, test) of RRSIS-D, every sentence of a reference one of its own.
 
@@ -68,8 +47,8 @@ def read_rrsisd(folder: Path, split: str) -> list[Referring]:
     images/rrsisd/JPEGImages. The references are a pickle: it is read without running any of it. Of masks in several parts the union counts.
     Raises ValueError where a file is missing or is not that, or the split is empty.
     """
-    refs = load_plain_pickle(_present(folder / "rrsisd" / "refs(unc).p"))
-    instances = _read_json(folder / "rrsisd" / "instances.json")
+    refs = load_plain_pickle(present(folder / "rrsisd" / "refs(unc).p"))
+    instances = read_json(folder / "rrsisd" / "instances.json")
     pictures = folder / "images" / "rrsisd" / "JPEGImages"
     try:
         images = {image["id"]: image for image in instances["images"]}
@@ -83,13 +62,13 @@ def read_rrsisd(folder: Path, split: str) -> list[Referring]:
             samples += [Referring(pictures / image["file_name"], sentence["raw"], truth) for sentence in ref["sentences"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'rrsisd'} is not RRSIS-D as published: {type(error).__name__}: {error}") from error
-    return _some(samples, f"{folder} has no expression of split {split!r}, only {', '.join(sorted({str(ref['split']) for ref in refs})) or 'none'}")
+    return some(samples, f"{folder} has no expression of split {split!r}, only {', '.join(sorted({str(ref['split']) for ref in refs})) or 'none'}")
 
 
 def read_refsegrs(folder: Path, split: str) -> list[Referring]:
     """The expressions of a split (train, val, test) of RefSegRS (zhu-xlab/rrsis): lines "<id> <expression>" of output_phrase_<split>.txt,
     images/<id>.tif and masks/<id>.tif, in which whatever is not 0 is meant. Raises ValueError where a file is missing or a line is not that."""
-    path = _present(folder / f"output_phrase_{split}.txt")
+    path = present(folder / f"output_phrase_{split}.txt")
     samples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -97,36 +76,41 @@ def read_refsegrs(folder: Path, split: str) -> list[Referring]:
         name, _, expression = line.strip().partition(" ")
         if not expression.strip():
             raise ValueError(f"{path}, line {number}: wanted '<id> <expression>', got {line!r}")
-        truth = partial(_read_mask, _present(folder / "masks" / f"{name}.tif"))
-        samples.append(Referring(_present(folder / "images" / f"{name}.tif"), expression.strip(), truth))
-    return _some(samples, f"{path} holds no expression")
+        truth = partial(read_mask, present(folder / "masks" / f"{name}.tif"))
+        samples.append(Referring(present(folder / "images" / f"{name}.tif"), expression.strip(), truth))
+    return some(samples, f"{path} holds no expression")
 
 
 def read_chips(images: Path, masks: Path, prompt: str) -> list[Referring]:
     """Pictures and the masks of the same name (whatever their suffix) that are not 0 where the prompt is. Raises ValueError where a picture has
     no mask, or there is none."""
-    found, truths = _pictures(images), {path.stem: path for path in _pictures(masks)}
-    for path in found:
-        if path.stem not in truths:
-            raise ValueError(f"{path} has no mask: {masks} holds no picture called {path.stem}")
-    return [Referring(path, prompt, partial(_read_mask, truths[path.stem])) for path in found]
+    return [Referring(path, prompt, partial(read_mask, mask)) for path, mask in pair_chips(images, masks)]
 
 
 def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
     """The descriptions of a split (train, test) of GeoPixelD (MBZUAI/GeoPixelD): every <split>/*.json holds gcg_description and polygons, for
-    each [SEG] a list of rings of (x, y) in pixels, and names its picture, img, which lies beside it. Raises ValueError where that is not so."""
-    directory = _present(folder / split)
+    each [SEG] a list of rings of (x, y) in pixels, and names its picture, img, which lies beside it. Samples of jobs/annotate.py hold COCO run
+    lengths instead, as segmentation. Raises ValueError where that is not so."""
+    directory = present(folder / split)
     samples = []
     for path in sorted(directory.glob("*.json")):
-        annotation = _read_json(path)
+        annotation = read_json(path)
         try:
-            image, description, objects = annotation["img"], annotation["gcg_description"], annotation["polygons"]
+            image, description = annotation["img"], annotation["gcg_description"]
+            objects = annotation["segmentation"] if "segmentation" in annotation else annotation["polygons"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation of GeoPixelD: it lacks {error}") from error
         if len(objects) != description.count(SEG):
             raise ValueError(f"{path}: every {SEG} has one mask, got {len(objects)} masks for {description.count(SEG)}")
-        samples.append(Grounded(directory / image, description, partial(_draw_masks, objects, directory / image)))
-    return _some(samples, f"{directory} holds no annotation")
+        read = _decode_masks if "segmentation" in annotation else draw_masks
+        samples.append(Grounded(directory / image, description, partial(read, objects, directory / image)))
+    return some(samples, f"{directory} holds no annotation")
+
+
+def _decode_masks(objects: Sequence[Any], image: Path) -> np.ndarray:
+    """(N, height, width) bool of run lengths."""
+    height, width = read_image(image).shape[:2]
+    return np.stack([decode_mask(each, height, width) for each in objects]) if objects else np.zeros((0, height, width), bool)
 
 
 DATASETS: dict[str, Callable[[Path, str], list[Referring] | list[Grounded]]] = {
@@ -169,72 +153,3 @@ def load_plain_pickle(path: Path) -> Any:
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a broken pickle raises whatever it stumbles over
         raise ValueError(f"{path} is refused: {error}") from error
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(height, width) bool, the union of the parts of a COCO segmentation: run lengths, compressed or not, one or a list, or polygons."""
-    coco = optional("pycocotools.mask")
-    try:
-        parts = segmentation if isinstance(segmentation, list) else [segmentation]
-        if not (isinstance(parts[0], dict) and isinstance(parts[0]["counts"], str | bytes)):
-            parts = coco.frPyObjects(parts, height, width)
-        mask: np.ndarray = coco.decode(parts).any(axis=2)
-    except Exception as error:  # pycocotools raises plain Exceptions and what its C code meets
-        raise ValueError(f"a segmentation is COCO run lengths or polygons, got {str(segmentation)[:60]}: {error}") from error
-    if mask.shape != (height, width):
-        raise ValueError(f"a segmentation has the size of its picture, {(height, width)}, got {mask.shape}")
-    return mask
-
-
-def _draw_masks(objects: Sequence[Sequence[Sequence[Sequence[float]]]], image: Path) -> np.ndarray:
-    """(N, height, width) bool: the rings of each object, filled, their borders included, as the published training draws them by cv2.fillPoly.
-    Pillow draws slanted borders a little otherwise: one pixel in 200 of small polygons differs."""
-    with Image.open(_present(image)) as picture:
-        size = picture.size
-    masks = np.zeros((len(objects), size[1], size[0]), bool)
-    for mask, rings in zip(masks, objects, strict=True):
-        canvas = Image.new("1", size)
-        draw = ImageDraw.Draw(canvas)
-        for ring in rings:
-            points = [(int(x), int(y)) for x, y in ring]
-            if len(points) > 1:
-                draw.polygon(points, fill=1)
-                draw.line([*points, points[0]], fill=1)
-        mask[:] = np.asarray(canvas)
-    return masks
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    """(height, width) bool: whatever is not 0 in any band, opacity left out."""
-    try:
-        with Image.open(path) as picture:
-            pixels, bands = np.array(picture), picture.getbands()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a mask: {error}") from error
-    coloured = np.array([band != "A" for band in bands])
-    return np.any(np.atleast_3d(pixels)[..., coloured] != 0, axis=2)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = sorted(path for path in _present(folder).iterdir() if path.suffix.lower() in PICTURES)
-    return _some(found, f"{folder} holds no picture ({', '.join(PICTURES)})")
-
-
-def _present(path: Path) -> Path:
-    if not path.exists():
-        raise ValueError(f"{path} is not there")
-    return path
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_present(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}" if path.exists() else str(error)) from error
-
-
-def _some(values: list[T], otherwise: str) -> list[T]:
-    """Raises ValueError with what is said otherwise where there is none."""
-    if not values:
-        raise ValueError(otherwise)
-    return values

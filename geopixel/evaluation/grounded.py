@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geopixel.evaluation.datasets import Grounded, caption_of, optional, phrases_of, read_image
+from geopixel.evaluation.datasets import Grounded, caption_of, phrases_of
+from geopixel.labels import optional, read_image
 
 if TYPE_CHECKING:
     from geopixel.model import GeoPixel  # loads torch

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geopixel.evaluation.datasets import Referring, read_image
+from geopixel.evaluation.datasets import Referring
+from geopixel.labels import read_image
 
 if TYPE_CHECKING:
     from geopixel.model import GeoPixel  # loads torch

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
 import rasterio
 import shapely
@@ -18,6 +17,7 @@ from shapely import Geometry
 
 from geopixel.demo import CLASSES
 from geopixel.errors import NoScenesError
+from geopixel.labels import read_polygons
 from geopixel.pipeline import Run
 from geopixel.search import find_scenes
 
@@ -35,8 +35,8 @@ class Truth:
 def read_truth(labels: Path, window: Path | None, run: Run) -> Truth:
     """Polygons of a vector file (GeoParquet, GeoJSON, GeoPackage ...), complete in those of window, or everywhere without one; features of other
     kinds (points, lines) are left out. Raises ValueError for a file that cannot be read, holds no polygon or names no CRS."""
-    polygons = _read_polygons(labels, run.grid.crs)
-    return Truth(polygons, shapely.union_all(_read_polygons(window, run.grid.crs)) if window else run.area)
+    polygons = read_polygons(labels, run.grid.crs)
+    return Truth(polygons, shapely.union_all(read_polygons(window, run.grid.crs)) if window else run.area)
 
 
 def rendered_truth(run: Run, prompt: str) -> Truth:
@@ -56,21 +56,6 @@ def rendered_truth(run: Run, prompt: str) -> Truth:
             codes[new] = warped.read(1)[new]
             seen |= new
     return Truth(_trace(seen & (codes == CLASSES[prompt]), geobox), shapely.union_all(_trace(seen, geobox)))
-
-
-def _read_polygons(path: Path, crs: str) -> np.ndarray:
-    try:
-        table = gpd.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else gpd.read_file(path)
-    except Exception as error:  # pyogrio and pyarrow have kinds of their own
-        raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from error
-    if table.crs is None:
-        raise ValueError(f"{path} names no coordinate reference system")
-    polygons = shapely.make_valid(np.asarray(shapely.force_2d(table.to_crs(crs).geometry)), method="structure", keep_collapsed=False)
-    polygons = polygons[np.isin(shapely.get_type_id(polygons), (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON))]
-    polygons = polygons[shapely.area(polygons) > 0]
-    if not len(polygons):
-        raise ValueError(f"{path} holds no polygon")
-    return polygons
 
 
 def _trace(mask: np.ndarray, geobox: GeoBox) -> np.ndarray:

@@ -19,12 +19,26 @@ import pyarrow.parquet as pq
 import shapely
 from pyproj import CRS
 
+from geopixel.errors import DamagedError
 from geopixel.features.outlines import Outline, draw
 from geopixel.features.rings import CRS84, Rings, curve, join, measure, project
 from geopixel.storage import Folder
 from geopixel.types import CONFIDENCE_LEVELS, Block, Grid, Scene, Source
 
-__all__ = ["FEATURES", "ROWS_PER_GROUP", "SCHEMA", "Origin", "Outline", "build_features", "encode", "in_order", "load_parts", "parts_states", "store_parts"]
+__all__ = [
+    "FEATURES",
+    "ROWS_PER_GROUP",
+    "SCHEMA",
+    "Origin",
+    "Outline",
+    "build_features",
+    "encode",
+    "in_order",
+    "load_parts",
+    "parts_path",
+    "parts_states",
+    "store_parts",
+]
 
 FEATURES = "features.parquet"
 SCHEMA = pa.schema(
@@ -74,21 +88,21 @@ def store_parts(folder: Folder, block: Block, parts: pa.Table, states: str) -> N
     """Keeps the traced parts of a block. states: fingerprint of what they were made from, as parts_states gives it back."""
     sink = BytesIO()
     pq.write_table(parts.replace_schema_metadata({_STATES: states}), sink, compression="zstd")
-    folder.put(_parts_path(block), sink.getvalue())
+    folder.put(parts_path(block), sink.getvalue())
 
 
 def parts_states(folder: Folder, block: Block) -> str | None:
-    """The fingerprint that the parts of a block were stored with; None where there are none."""
+    """The fingerprint that the parts of a block were stored with; None where there are none that can be read."""
     try:
-        stored = folder.get(_parts_path(block))
-    except FileNotFoundError:
+        return _read_parts(folder, block).schema.metadata[_STATES].decode()
+    except (FileNotFoundError, DamagedError):
         return None
-    return pq.read_schema(BytesIO(stored)).metadata[_STATES].decode()
 
 
 def load_parts(folder: Folder, blocks: Iterable[Block]) -> pa.Table:
-    """The parts of all blocks as one table. Raises FileNotFoundError for a block that has none stored, ValueError where there is no block."""
-    tables = [pq.read_table(BytesIO(folder.get(_parts_path(block)))).replace_schema_metadata() for block in blocks]
+    """The parts of all blocks as one table. Raises FileNotFoundError for a block that has none stored, DamagedError for one whose parts cannot be
+    read, ValueError where there is no block."""
+    tables = [_read_parts(folder, block).replace_schema_metadata() for block in blocks]
     if not tables:
         raise ValueError("parts are loaded for at least one block, got none")
     return pa.concat_tables(tables)
@@ -143,7 +157,17 @@ def encode(features: pa.Table, said: Mapping[str, str] | None = None) -> bytes:
     return sink.getvalue()
 
 
-def _parts_path(block: Block) -> str:
+def _read_parts(folder: Folder, block: Block) -> pa.Table:
+    path = parts_path(block)
+    data = folder.get(path)
+    try:
+        return pq.read_table(BytesIO(data))
+    except (OSError, ValueError) as error:
+        raise DamagedError(folder.url, path, str(error).splitlines()[0]) from error
+
+
+def parts_path(block: Block) -> str:
+    """Where the parts of a block are: without that file the block is made anew."""
     return f"parts/{block.id}.parquet"
 
 

@@ -159,8 +159,9 @@ def predict_masks(network: GeoPixelNetwork, samples: Sequence[Sample], states: T
     return predicted
 
 
-def forward_losses(network: GeoPixelNetwork, samples: Sequence[Sample], *, seg: int) -> Losses:
-    """Losses of a batch of samples by a network in train mode; seg: id of [SEG]. Their `total` is what the published training minimises."""
+def forward(network: GeoPixelNetwork, samples: Sequence[Sample], *, seg: int) -> tuple[Losses, list[Tensor]]:
+    """Losses of a batch of samples, and per sample its mask logits (N, height, width) float32; seg: id of [SEG]. A network in train mode gives the
+    published losses, whose `total` is what that training minimises."""
     sequences = embed(network, samples)
     hidden = network.language(sequences.embeddings, image_mask=sequences.image_mask)
     labels = sequences.labels
@@ -172,4 +173,9 @@ def forward_losses(network: GeoPixelNetwork, samples: Sequence[Sample], *, seg: 
     pairs = [(logits, sample.masks.to(logits)) for logits, sample in zip(predicted, samples, strict=True)]
     count = max(1, sum(len(logits) for logits, _ in pairs))
     bce, dice = (torch.stack([loss(*pair) for pair in pairs]).sum() / count for loss in (bce_loss, dice_loss))
-    return Losses(answers, bce, dice)
+    return Losses(answers, bce, dice), predicted
+
+
+def forward_losses(network: GeoPixelNetwork, samples: Sequence[Sample], *, seg: int) -> Losses:
+    """The losses of forward."""
+    return forward(network, samples, seg=seg)[0]

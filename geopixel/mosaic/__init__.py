@@ -4,7 +4,7 @@ with equal bytes. Knows nothing of how a prediction came about, nor of polygons.
 
 from geopixel.mosaic.blend import NONE, BlockMosaic, blend, blocks_of, mosaic_block, pieces_of, status_and_scene, tile_weights
 from geopixel.mosaic.cog import cog_path, write_cog
-from geopixel.mosaic.store import MASKS, OVERVIEWS, create_mosaic, write_block
+from geopixel.mosaic.store import MASKS, OVERVIEWS, create_mosaic, digest_block, unlike_block, write_block
 
 __all__ = [
     "MASKS",
@@ -15,10 +15,12 @@ __all__ = [
     "blocks_of",
     "cog_path",
     "create_mosaic",
+    "digest_block",
     "mosaic_block",
     "pieces_of",
     "status_and_scene",
     "tile_weights",
+    "unlike_block",
     "write_block",
     "write_cog",
 ]

@@ -7,16 +7,19 @@ the root, of which there are several: the later draft of spatial asks for that, 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
+from obstore.exceptions import BaseError
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from pyproj import CRS
@@ -24,7 +27,7 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.errors import ZarrUserWarning
 
-from geopixel.errors import RunConflictError
+from geopixel.errors import RunConflictError, StorageError
 from geopixel.mosaic.blend import NONE, BlockMosaic
 from geopixel.mosaic.kernels import halve
 from geopixel.storage import Folder
@@ -92,19 +95,26 @@ _DECLARED = {
 }
 
 
-def create_mosaic(folder: Folder, blocks: Iterable[Block], prompts: Sequence[str], items: Sequence[str], *, shards: bool = True) -> None:
+def create_mosaic(folder: Folder, blocks: Iterable[Block], prompts: Sequence[str], items: Sequence[str], *, shards: bool = True) -> bool:
     """Makes masks.zarr over the bounding range of the blocks, every pixel still without an answer; one that is there and equal stays as it is.
+    Returns whether it was made: no block is in it then.
 
     Root: mask and confidence (prompt, y, x), status and scene (y, x), CF coordinates, prompt and item as strings; scene counts items.
     overview/2 ... overview/16 hold the same, coarser. xarray shows confidence as 0..1 with NaN for no answer, or the stored levels with
     mask_and_scale=False. shards: a block is one file of an array and level; else every chunk is one, for readers without sharding.
-    Call it once, before any write_block. Raises RunConflictError where another mosaic is there, ValueError where there is no block.
+    Call it once, before any write_block. Raises RunConflictError where another mosaic is there, ValueError where there is no block,
+    StorageError where it cannot be written.
     """
     blocks = list(blocks)
     if not blocks:
         raise ValueError("a mosaic needs at least one block, got none")
     geobox = _bounding(blocks)
     attributes = _group_attributes(geobox) | {"multiscales": {"layout": _layout(geobox)}, "zarr_conventions": list(_DECLARED.values())}
+    with folder.reached():
+        return _create(folder, geobox, attributes, prompts, items, shards=shards)
+
+
+def _create(folder: Folder, geobox: GeoBox, attributes: dict[str, Any], prompts: Sequence[str], items: Sequence[str], *, shards: bool) -> bool:
     store = folder.zarr(MASKS)
     if folder.exists(f"{MASKS}/zarr.json"):
         root: Any = zarr.open_group(store, mode="r")
@@ -113,41 +123,90 @@ def create_mosaic(folder: Folder, blocks: Iterable[Block], prompts: Sequence[str
             found = {name: root.attrs.get(name) for name in attributes}, list(root["prompt"][:]), root["mask"].shards is not None
             if found != (attributes, list(prompts), shards):
                 raise RunConflictError(f"{MASKS} in {folder.url} has other prompts, shards or extent: {found[1]}, {found[0].get('spatial:bbox')}")
-            return
+            return False
     with warnings.catch_warnings():
         # Said of consolidated metadata ("not in the v3 specification yet": who cannot read it loses only speed) and of folders left empty by overwriting.
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.create_group(store, overwrite=True).create_group("overview")
         for factor in (1, *OVERVIEWS):
             coarse = geobox if factor == 1 else geobox.zoom_out(factor)
-            names = {"prompt": prompts, "item": items} if factor == 1 else {"prompt": prompts}
+            names: dict[str, Sequence[str]] = {"prompt": prompts} | ({"item": items} if factor == 1 else {})
             _create_level(store, _path(factor), coarse, names, BLOCK_SIZE // factor, shards=shards)
         zarr.open_group(store, mode="r+").attrs.update(attributes)
         zarr.consolidate_metadata(store)
+    return True
 
 
 def write_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> None:
-    """Writes a block: exactly one shard per prompt, array and level of masks.zarr, whole. Raises ValueError where the block is not of this mosaic."""
-    with _codec_pipeline():
+    """Writes a block: exactly one shard per prompt, array and level of masks.zarr, whole. Raises ValueError where the block is not of this mosaic,
+    StorageError where it cannot be written."""
+    with folder.reached(), _codec_pipeline():
         root: Any = zarr.open_group(folder.zarr(MASKS), mode="r+")
-        resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
-        column, row = block.left - round(left / resolution), block.top - round(-top / resolution)
-        prompts, height, width = root["mask"].shape
-        if column % BLOCK_SIZE or row % BLOCK_SIZE or not (0 <= column < width and 0 <= row < height) or block.grid.resolution != resolution:
-            raise ValueError(f"block {block.id} at {block.grid.resolution} is not one of the {height} x {width} pixels at {root.attrs['spatial:bbox']}")
-        if len(mosaic.mask) != prompts:
-            raise ValueError(f"the mosaic has {prompts} prompts, block {block.id} has {len(mosaic.mask)}")
-        for name, layer in _LAYERS.items():
-            values = getattr(mosaic, name)
-            first: list[tuple[int, ...]] = [(prompt,) for prompt in range(prompts)] if layer.by_prompt else [()]
-            planes = [(index, values[index]) for index in first]
-            for factor in (1, *OVERVIEWS):
-                if factor > 1:
-                    planes = [(index, halve(plane, NONE) if layer.by_prompt else plane[::2, ::2]) for index, plane in planes]
-                array = root[_path(factor, name)]
-                window = tuple(slice(start // factor, (start + BLOCK_SIZE) // factor) for start in (row, column))
-                for index, plane in planes:
-                    array[(*index, *window)] = plane
+        for path, place, plane in _planes(root, block, mosaic):
+            try:
+                root[path][place] = plane
+            except RuntimeError as error:  # as zarrs says whatever its store says
+                raise StorageError(f"cannot reach or write {folder.url}: {str(error).splitlines()[0]}") from error
+
+
+def unlike_block(folder: Folder, block: Block, mosaic: BlockMosaic) -> list[str]:
+    """What of a block is not stored as write_block would store it, in words: arrays of any level with other values, or that cannot be decoded.
+    Raises StorageError where masks.zarr cannot be opened."""
+    with folder.reached():
+        root: Any = zarr.open_group(folder.zarr(MASKS), mode="r")
+    found = []
+    for path, place, plane in _planes(root, block, mosaic):
+        try:
+            if wrong := int((root[path][place] != plane).sum()):
+                found.append(f"{path} is wrong at {wrong} pixels")
+        except (OSError, RuntimeError, ValueError, BaseError) as error:  # of checksums, of zstd, of the store
+            found.append(f"{path} cannot be read ({str(error).splitlines()[0]})")
+    return found
+
+
+def _planes(root: Any, block: Block, mosaic: BlockMosaic) -> Iterator[tuple[str, tuple[int | slice, ...], np.ndarray]]:
+    """What a block is in the mosaic: for each shard the array's path, its place in the array and its values."""
+    row, column = _corner(root, block)
+    prompts = root["mask"].shape[0]
+    if len(mosaic.mask) != prompts:
+        raise ValueError(f"the mosaic has {prompts} prompts, block {block.id} has {len(mosaic.mask)}")
+    for name, layer in _LAYERS.items():
+        values = getattr(mosaic, name)
+        first: list[tuple[int, ...]] = [(prompt,) for prompt in range(prompts)] if layer.by_prompt else [()]
+        planes = [(index, values[index]) for index in first]
+        for factor in (1, *OVERVIEWS):
+            if factor > 1:
+                planes = [(index, halve(plane, NONE) if layer.by_prompt else plane[::2, ::2]) for index, plane in planes]
+            window = tuple(slice(start // factor, (start + BLOCK_SIZE) // factor) for start in (row, column))
+            for index, plane in planes:
+                yield _path(factor, name), (*index, *window), plane
+
+
+def digest_block(folder: Folder, block: Block) -> str:
+    """SHA-256 over the files that a block is stored in; one that is not there counts as empty. Raises StorageError where masks.zarr cannot be opened."""
+    digest = hashlib.sha256()
+    with folder.reached():
+        root: Any = zarr.open_group(folder.zarr(MASKS), mode="r")
+    row, column = _corner(root, block)
+    for name, factor in product(_LAYERS, (1, *OVERVIEWS)):
+        array = root[_path(factor, name)]
+        *prompts, height, width = array.shards or array.chunks  # of a file
+        spans = [range(start // factor // size, (start + BLOCK_SIZE) // factor // size) for start, size in ((row, height), (column, width))]
+        for place in product(*(range(array.shape[0]) for _ in prompts), *spans):
+            with suppress(FileNotFoundError):
+                digest.update(folder.get(f"{MASKS}/{array.path}/{array.metadata.encode_chunk_key(place)}"))
+            digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _corner(root: Any, block: Block) -> tuple[int, int]:
+    """Row and column of the mosaic at which a block begins. Raises ValueError where it is not of this mosaic."""
+    resolution, _, left, _, _, top = root["mask"].attrs["spatial:transform"]
+    column, row = block.left - round(left / resolution), block.top - round(-top / resolution)
+    _, height, width = root["mask"].shape
+    if column % BLOCK_SIZE or row % BLOCK_SIZE or not (0 <= column < width and 0 <= row < height) or block.grid.resolution != resolution:
+        raise ValueError(f"block {block.id} at {block.grid.resolution} is not one of the {height} x {width} pixels at {root.attrs['spatial:bbox']}")
+    return row, column
 
 
 @contextmanager

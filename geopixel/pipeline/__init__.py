@@ -4,21 +4,22 @@ steps elsewhere. Knows the order of the steps and what a run folder holds; how t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-from geopixel import lease, ledger, mosaic, publish
-from geopixel.cost import PlanCost
+from geopixel import events, lease, ledger, mosaic, publish
+from geopixel.cost import PlanCost, Spent
+from geopixel.errors import DamagedError, StorageError
 from geopixel.model.config import GeoPixelConfig
-from geopixel.pipeline.outputs import PUBLISHED, count_spent, publish_run, trace_features, write_block
+from geopixel.pipeline.outputs import PUBLISHED, count_spent, make_block, publish_run, trace_features, write_block
 from geopixel.pipeline.planning import make_plan, search_scenes, store_dry_plan, tile_flops
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, Summary, scene_from_json, scene_to_json
 from geopixel.pipeline.runners import Job, Result, Runner, SerialRunner
 from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, check_same, find_run, hash_weights, load_run, model_of, store_run
 from geopixel.pipeline.tiles import MAX_ATTEMPTS, Seen, assign_tiles, predict_tiles, see_tile
+from geopixel.pipeline.work import Work
 from geopixel.storage import Folder
-from geopixel.types import TileReceipt, Tiles
+from geopixel.types import Tiles
 
 __all__ = [
     "CHANGEABLE",
@@ -36,12 +37,14 @@ __all__ = [
     "Seen",
     "SerialRunner",
     "Summary",
+    "Work",
     "assign_tiles",
     "check_finished",
     "check_same",
     "find_run",
     "hash_weights",
     "load_run",
+    "make_block",
     "make_plan",
     "map_area",
     "model_of",
@@ -59,12 +62,22 @@ __all__ = [
 
 
 def map_area(
-    request: MapRequest, folder: Folder, config: GeoPixelConfig, runner: Runner, progress: Progress, *, retry_failed: bool = False, limits: Limits = USUAL
+    request: MapRequest,
+    folder: Folder,
+    config: GeoPixelConfig,
+    runner: Runner,
+    progress: Progress,
+    *,
+    retry_failed: bool = False,
+    limits: Limits = USUAL,
+    work: Work | None = None,
 ) -> Summary:
-    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission.
+    """The whole way. config: sizes of the request's model. retry_failed: look again at tiles that failed in an earlier submission. work: what was looked
+    at before, for this submission.
 
     Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
-    Raises RunConflictError where the folder holds another run.
+    Raises RunConflictError where the folder holds another run, StorageError where it cannot be read or written: what was done until then stays, and
+    the next submission goes on from there.
     """
     clock = {"plan": time.monotonic()}
     found = find_run(folder, request)
@@ -74,76 +87,75 @@ def map_area(
         plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
         run, tiles = store_run(folder, plan) if found is None else found
-        return _work(run, tiles, folder, runner, progress, clock, held, retry_failed)
+        try:
+            return _work(run, tiles, folder, runner, progress, clock, held, retry_failed, work or Work())
+        except DamagedError as error:
+            folder.delete(error.path)
+            raise StorageError(f"{error}; it is removed: run the same command again to make it anew") from error
 
 
 def _work(
-    run: Run, tiles: Tiles, folder: Folder, runner: Runner, progress: Progress, clock: dict[str, float], held: lease.Lease, retry_failed: bool
+    run: Run,
+    tiles: Tiles,
+    folder: Folder,
+    runner: Runner,
+    progress: Progress,
+    clock: dict[str, float],
+    held: lease.Lease,
+    retry_failed: bool,
+    work: Work,
 ) -> Summary:
-    """What is left to do of a run. clock: when its stages began."""
+    """What is left to do of a run. clock: when its stages began. work: what was done of it."""
     request = run.request
-    todo = ledger.pending(tiles, ledger.read_states(folder, tiles), retry_failed=retry_failed)
+    todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed)
     _reopen(folder, run)
+    ledger.forgive_attempts(folder, runner.max_attempts)
 
     clock["look"] = time.monotonic()
     progress("tiles", 0, len(todo))
-    receipts = []
+    name = run.id
+    events.tell("run begins", name, folder=folder.url, planned=len(tiles), pending=len(todo))
     for receipt in runner.look(run, folder, todo) if todo else ():
         held.check()
-        receipts.append(receipt)
-        progress("tiles", len(receipts), len(todo))
+        work.add(receipt)
+        if receipt.state == "failed":
+            events.tell_failure(name, receipt)
+        progress("tiles", work.tiles, len(todo))
     states = ledger.read_states(folder, tiles)
-    counts = ledger.recount(tiles, states)
-    ledger.store_coverage(folder, tiles)
+    counts = ledger.recount(states)
+    ledger.store_coverage(folder, states)
     published = request.allow_holes or not counts["failed"]
 
     clock["mosaic"] = time.monotonic()
     if published:
         blocks = mosaic.blocks_of(tiles)
-        mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards)
+        if mosaic.create_mosaic(folder, blocks, request.prompts, run.items, shards=request.shards):
+            for path in folder.list("parts"):  # else they would say of blocks that are gone that they are written
+                folder.delete(path)
         progress("blocks", 0, len(blocks))
         for done_blocks, _ in enumerate(runner.write(run, folder, blocks, states), start=1):
             held.check()
             progress("blocks", done_blocks, len(blocks))
 
     clock["publish"] = time.monotonic()
-    finished = publish_run(run, folder, tiles, states, blocks, partial(_submission, clock, receipts), progress) if published else None
-    submission = _submission(clock, receipts)
+    finished = publish_run(run, folder, states, blocks, partial(work.submission, clock), progress) if published else None
+    submission = work.submission(clock)
     stored = folder.get_json(RUN)
-    stored |= ({"finished": finished} if finished else {}) | {"submissions": [*stored["submissions"], submission]}
-    folder.put_json(RUN, stored)
-    found, spent = finished or {"features": {}, "km2": {}}, count_spent(run, folder, tiles, states, stored["submissions"])
+    stored["submissions"].append(submission)
+    spent = count_spent(run, folder, states, stored["submissions"])
+    folder.put_json(RUN, stored | ({"finished": finished | {"spent": asdict(spent)}} if finished else {}))
+    runner.note("plan", submission["seconds"]["plan"])
+    runner.note("publish", submission["seconds"]["publish"])
+    events.tell("run ends", name, folder=folder.url, tiles=counts, published=published, **submission)
+    found = finished or {"features": {}, "km2": {}}
     plan = Plan(run, tiles, PlanCost.from_json(stored["plan"]))
-    return Summary(counts, found["features"], found["km2"], submission["seconds"], len(receipts), plan, spent, _share(receipts), published)
-
-
-def _submission(clock: Mapping[str, float], receipts: Sequence[TileReceipt]) -> dict[str, Any]:
-    """What this submission took until now, for run.json."""
-    began = list(clock.items())
-    ended = [*(begin for _, begin in began[1:]), time.monotonic()]
-    return {
-        "tiles_looked_at": len(receipts),
-        "seconds": {stage: round(end - begin, 3) for (stage, begin), end in zip(began, ended, strict=True)},
-        "worker_seconds": {
-            "read": round(sum(receipt.read_seconds for receipt in receipts), 3),
-            "predict": round(sum(receipt.predict_seconds for receipt in receipts), 3),
-            "with_model": round(sum(receipt.worker_seconds for receipt in receipts), 3),
-        },
-        "read_bytes": sum(receipt.read_bytes for receipt in receipts),
-        "computed_with": sorted({receipt.backend for receipt in receipts if receipt.backend}),
-    }
-
-
-def _share(receipts: Sequence[TileReceipt]) -> float | None:
-    """Of the workers' time, what the model took."""
-    total = sum(receipt.worker_seconds for receipt in receipts)
-    return sum(receipt.predict_seconds for receipt in receipts if receipt.worker_seconds) / total if total else None
+    return Summary(counts, found["features"], found["km2"], submission["seconds"], work.tiles, plan, spent, work.busy, published)
 
 
 def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Summary | None:
     """What a run came to of which no tile is to be looked at, if all that this request asks for is there already."""
     states, request = ledger.read_states(folder, tiles), run.request
-    if ledger.pending(tiles, states, retry_failed=retry_failed):
+    if ledger.pending(states, retry_failed=retry_failed):
         return None
     stored = folder.get_json(RUN)
     cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
@@ -152,7 +164,7 @@ def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Sum
     if "finished" not in stored or stored["request"] != request.to_json() or not all(map(folder.exists, outputs)):
         return None
     finished = stored["finished"]
-    plan, spent = Plan(run, tiles, PlanCost.from_json(stored["plan"])), count_spent(run, folder, tiles, states, stored["submissions"])
+    plan, spent = Plan(run, tiles, PlanCost.from_json(stored["plan"])), Spent.from_json(finished["spent"])
     return Summary(finished["tiles"], finished["features"], finished["km2"], seconds={}, worked=0, plan=plan, spent=spent)
 
 

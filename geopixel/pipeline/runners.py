@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from geopixel.pipeline.outputs import write_block
 from geopixel.pipeline.request import MapRequest, Run
 from geopixel.pipeline.stored import load_run
 from geopixel.pipeline.tiles import MAX_ATTEMPTS, assign_tiles, predict_tiles, see_tile
+from geopixel.pipeline.work import Work
 from geopixel.storage import Folder
 from geopixel.types import Block, State, Tile, TileReceipt, Tiles
 
@@ -21,6 +22,9 @@ Result = TypeVar("Result")
 
 class Runner(Protocol):
     """Spreads tiles and blocks over whatever there is."""
+
+    max_attempts: int
+    """A tile that was begun so often without a result is set aside as failed."""
 
     @property
     def dask_scheduler(self) -> Any:
@@ -36,6 +40,10 @@ class Runner(Protocol):
         """Reads, predicts and stores every tile; yields a receipt for each, in any order."""
         ...
 
+    def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
+        """Told how long a stage of the driver's own took, for whoever watches."""
+        ...
+
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         """Writes every block; yields the id of each, in any order."""
         ...
@@ -45,14 +53,15 @@ class Runner(Protocol):
         request: MapRequest,
         jobs: Sequence[Job],
         begin: Callable[[Job], tuple[Folder, Tiles | None]],
-        finish: Callable[[Job], Result],
-        receive: Callable[[TileReceipt], None],
+        finish: Callable[[Job, Work], Result],
+        receive: Callable[[Job, int, TileReceipt], None],
     ) -> Iterator[Result]:
         """Many runs, one after the other or as many at a time as there is room for: begins each, looks at its tiles, finishes it; yields what finish
         gives, in any order. The model is loaded once for all of them.
 
         request: whose model and prompts all runs share. begin: the folder that holds the job's run by then, and the tiles of it to look at;
-        None: there are none. receive: told of every tile. begin and finish may run anywhere, and again where a worker was lost.
+        None: there are none. finish: given what the tiles took. receive: told of every tile, whose it is and how many that job has. begin and finish
+        may run anywhere, and again where a worker was lost.
         """
         ...
 
@@ -73,6 +82,9 @@ class SerialRunner:
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         yield from self._look(_load_predictor(run.request), run, folder, tiles)
 
+    def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
+        pass
+
     def write(self, run: Run, folder: Folder, blocks: Mapping[Block, Sequence[Tile]], states: Mapping[str, State]) -> Iterator[str]:
         for block, tiles in blocks.items():
             yield write_block(run, folder, block, tiles, states)
@@ -82,15 +94,16 @@ class SerialRunner:
         request: MapRequest,
         jobs: Sequence[Job],
         begin: Callable[[Job], tuple[Folder, Tiles | None]],
-        finish: Callable[[Job], Result],
-        receive: Callable[[TileReceipt], None],
+        finish: Callable[[Job, Work], Result],
+        receive: Callable[[Job, int, TileReceipt], None],
     ) -> Iterator[Result]:
         predictor = _load_predictor(request)
         for job in jobs:
-            folder, tiles = begin(job)
+            (folder, tiles), work = begin(job), Work()
             for receipt in () if tiles is None else self._look(predictor, load_run(folder), folder, tiles):
-                receive(receipt)
-            yield finish(job)
+                work.add(receipt)
+                receive(job, len(tiles or ()), receipt)
+            yield finish(job, work)
 
     def each(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
         yield from map(work, jobs)

@@ -74,7 +74,7 @@ def check_finished(folder: Folder) -> None:
         return
     tiles = ledger.load_plan(folder)
     states = ledger.read_states(folder, tiles)
-    counts = ledger.recount(tiles, states)
+    counts = ledger.recount(states)
     unseen, failed = len(tiles) - sum(counts.values()), counts["failed"]
     missing = [f"{count} {text}" for count, text in ((unseen, "still to be looked at"), (failed, "failed")) if count]
     told = f"of {len(tiles)} tiles {' and '.join(missing)}" if missing else "all tiles are looked at, the map is still to be written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 
 from geopixel import ledger
 from geopixel.assignment import Assignment, assign_sources
-from geopixel.errors import ReadError
+from geopixel.errors import ReadError, StorageError
 from geopixel.imagery import read_tile
 from geopixel.pipeline.request import Run
 from geopixel.storage import Folder
@@ -57,27 +58,40 @@ def see_tile(run: Run, tile: Tile, assigned: Assignment) -> Seen:
 
 def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], max_attempts: int) -> Iterator[TileReceipt]:
     """Predicts and stores tiles, as many together as the model takes. A tile that was begun before without a result is tried alone, so that
-    one that ends its workers costs no other its place; begun max_attempts times it is set aside."""
+    one that ends its workers costs no other its place; begun max_attempts times it is set aside. Raises StorageError where a prediction cannot be
+    stored; that is no attempt of its tile."""
     seen = iter(seen)
     while batch := list(islice(seen, predictor.batch_size)):
-        pictures: list[tuple[TileImage, Seen]] = []
-        fresh: list[tuple[TileImage, Seen]] = []
-        for one in batch:
-            if isinstance(one.picture, TilePrediction):
-                yield _keep(folder, one.picture, one)
-            else:
-                pictures.append((one.picture, one))
-        for picture, one in pictures:
-            if not ledger.attempts(folder, picture.tile.id):
-                fresh.append((picture, one))
-            elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
-                yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
-            else:
-                yield from _predict(folder, predictor, [(picture, one)])
-        for picture, _ in fresh:
-            ledger.begin_attempt(folder, picture.tile.id)
-        if fresh:
-            yield from _predict(folder, predictor, fresh)
+        try:
+            yield from _predict_batch(folder, predictor, batch, max_attempts)
+        except StorageError:
+            with suppress(StorageError):  # the worker lives: nothing is to be said against its tiles
+                for one in batch:
+                    if isinstance(one.picture, TileImage):
+                        ledger.end_attempts(folder, one.picture.tile.id)
+            raise
+
+
+def _predict_batch(folder: Folder, predictor: Predictor, batch: Sequence[Seen], max_attempts: int) -> Iterator[TileReceipt]:
+    """Tiles that the model takes together."""
+    pictures: list[tuple[TileImage, Seen]] = []
+    fresh: list[tuple[TileImage, Seen]] = []
+    for one in batch:
+        if isinstance(one.picture, TilePrediction):
+            yield _keep(folder, one.picture, one)
+        else:
+            pictures.append((one.picture, one))
+    for picture, one in pictures:
+        if not ledger.attempts(folder, picture.tile.id):
+            fresh.append((picture, one))
+        elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
+            yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
+        else:
+            yield from _predict(folder, predictor, [(picture, one)])
+    for picture, _ in fresh:
+        ledger.begin_attempt(folder, picture.tile.id)
+    if fresh:
+        yield from _predict(folder, predictor, fresh)
 
 
 def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, Seen]]) -> Iterator[TileReceipt]:

@@ -3,6 +3,7 @@ where it is large. Knows files and grids; nothing of scenes or colours on a scre
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.transform import GCPTransformer, from_gcps
 from rasterio.vrt import WarpedVRT
@@ -109,6 +110,29 @@ class _Handles(threading.local):
 _HANDLES = _Handles()
 
 
+class _DamageOfThread(logging.Handler):
+    """From a JPEG or JPEG 2000 stream that is corrupt or broken off GDAL reads on, into pixels of its own making, and tells it in its log only. Keeps
+    what it told, each thread its own."""
+
+    SIGNS = ("Corrupt JPEG data", "Premature end of JPEG", "Stream does not end with EOC")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.mine = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if any(sign in (message := record.getMessage()) for sign in self.SIGNS):
+            self.mine.told = message
+
+    def forget(self) -> str | None:
+        """What was told since this was last asked."""
+        return self.mine.__dict__.pop("told", None)
+
+
+_DAMAGE = _DamageOfThread()
+logging.getLogger("rasterio").addHandler(_DAMAGE)
+
+
 @contextmanager
 def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.ndarray | None]]:
     """The asset at the overview that suits geobox, and its colour map (values, 3) uint8 if it has one. Failures inside become ReadError."""
@@ -127,7 +151,10 @@ def _opened(asset: Asset, geobox: GeoBox) -> Iterator[tuple[DatasetReader, np.nd
             if level:
                 dataset = _HANDLES.opened(href, level - 1)
             note(dataset, geobox, asset.bands, shrinkage, factors)
+            _DAMAGE.forget()
             yield dataset, palette
+            if damage := _DAMAGE.forget():
+                raise RasterioIOError(damage)
     except (RasterioError, CPLE_BaseError, OSError, CRSError) as error:
         _HANDLES.close(href)
         while error.__cause__ is not None:  # rasterio wraps GDAL's reason in a general one

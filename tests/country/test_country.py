@@ -151,8 +151,8 @@ def test_another_request_is_refused_and_changes_nothing(country: Path, catalog: 
     assert {path: path.read_bytes() for path in before} == before
 
 
-def holes(country: Path) -> list[str]:
-    return verify_country(Folder(str(country)), quiet)[1]
+def holes(country: Path, *, mending: bool = False) -> list[str]:
+    return verify_country(Folder(str(country)), quiet, mending).holes
 
 
 def test_verify_finds_what_is_missing(country: Path, catalog: Path, tmp_path: Path) -> None:
@@ -164,9 +164,13 @@ def test_verify_finds_what_is_missing(country: Path, catalog: Path, tmp_path: Pa
     assert holes(copy) == [f"features/{part.name} is missing"]
     next(copy.glob("cells/*/*/predictions/ok/*.arrow")).unlink()
     assert any("tiles planned" in hole for hole in holes(copy))
-    record = next(copy.glob("cells/*/cell.json"))
+    shard = max(copy.glob("cells/*/*/masks.zarr/mask/c/**/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    record = next(path for path in copy.glob("cells/*/cell.json") if path.parent not in shard.parents)
     record.unlink()
-    assert any("is planned" in hole for hole in holes(copy))
+    assert any("is planned" in hole for hole in holes(copy, mending=True))
     map_it(country_request(catalog), copy)
     assert holes(copy) == []
 

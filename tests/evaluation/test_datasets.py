@@ -14,17 +14,15 @@ from PIL import Image
 
 from geopixel.evaluation.datasets import (
     caption_of,
-    decode_mask,
     load_plain_pickle,
-    optional,
     phrases_of,
     read_chips,
     read_dataset,
     read_geopixeld,
-    read_image,
     read_refsegrs,
     read_rrsisd,
 )
+from geopixel.labels import read_image
 
 coco = pytest.importorskip("pycocotools.mask", reason="the extra `evaluate` is not installed")
 
@@ -106,21 +104,6 @@ def test_plain_pickles_of_every_protocol_are_read(tmp_path: Path) -> None:
         assert load_plain_pickle(tmp_path / "values.p") == values
 
 
-def test_coco_masks_of_every_kind_are_read() -> None:
-    np.testing.assert_array_equal(decode_mask(encoded(MASKS[0]), 40, 60), MASKS[0])
-    np.testing.assert_array_equal(decode_mask([encoded(MASKS[0]), encoded(MASKS[1])], 40, 60), MASKS[0] | MASKS[1])
-    column = np.zeros((4, 3), bool)
-    column[1:3, 1] = True  # column by column: 5 off, 2 on, 5 off
-    np.testing.assert_array_equal(decode_mask({"size": [4, 3], "counts": [5, 2, 5]}, 4, 3), column)
-    box = np.zeros((10, 10), bool)
-    box[2:5, 3:8] = True
-    np.testing.assert_array_equal(decode_mask([[3, 2, 8, 2, 8, 5, 3, 5]], 10, 10), box)
-    with pytest.raises(ValueError, match=r"size of its picture, \(60, 40\), got \(40, 60\)"):
-        decode_mask(encoded(MASKS[0]), 60, 40)
-    with pytest.raises(ValueError, match="run lengths or polygons, got {'size'"):
-        decode_mask({"size": [4, 3]}, 4, 3)
-
-
 def test_refsegrs_gives_every_line_of_a_split(tmp_path: Path) -> None:
     for i, mask in enumerate(MASKS[:2]):
         picture(tmp_path / "images" / f"{i}.tif", RNG.integers(0, 255, (40, 60, 3), np.uint8))
@@ -181,8 +164,3 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read_dataset("coco", tmp_path, "test")
     with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not there"):
         read_dataset("rrsis-d", tmp_path, "test")
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture"):
-        read_image(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"this needs nowhere: pip install 'geopixel-ray\[evaluate\]'"):
-        optional("nowhere.at_all")

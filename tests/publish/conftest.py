@@ -69,7 +69,7 @@ def make_run(place: Path, features: gpd.GeoDataFrame, prompts: list[str], reason
             ledger.store_prediction(folder, TilePrediction(tile.id, "failed", reason=reason))
         else:
             ledger.store_prediction(folder, TilePrediction(tile.id, "empty", scene=np.zeros(tile.geobox.shape, np.uint16)))
-    ledger.store_coverage(folder, tiles)
+    ledger.store_coverage(folder, ledger.read_states(folder, tiles))
     features.to_parquet(place / "features.parquet")
     run = {
         "request": {"prompts": prompts, "model": "nano", "threshold": 0.5},

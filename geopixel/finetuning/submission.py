@@ -1,0 +1,130 @@
+"""One fine-tuning from its settings to the finished folder: what is refused is refused before anything is written, and what is there of an earlier
+submission is gone on with. Knows settings by name; where steps are computed is distributed's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geopixel.aoi import read_area
+from geopixel.errors import RunConflictError
+from geopixel.finetuning.area import cut_area
+from geopixel.finetuning.curves import model_card, read_log
+from geopixel.finetuning.loop import Job
+from geopixel.finetuning.recipe import Recipe
+from geopixel.finetuning.samples import Lesson, hold_out, read_class_chips, read_published
+from geopixel.finetuning.trained import merge
+from geopixel.labels import optional
+from geopixel.model.checkpoint import DTYPES
+from geopixel.model.config import find_model, read_model_config
+
+WORK, SETTINGS, DATA, CARD = "training", "settings.json", "data", "README.md"
+RUNNING = ("workers", "shard", "every", "config", "out")
+"""Settings that may be others when a training is gone on with."""
+SEARCH = ("collection", "datetime", "max_cloud", "access", "assets", "bands", "stretch", "allow_hosts")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    job: Job
+    out: Path
+    """The model when it is finished."""
+    data: str
+    """What it learns from, in words."""
+    settings: Mapping[str, Any]
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints, log and curves."""
+        return self.out / WORK
+
+    def summary(self) -> str:
+        """A few lines for who started it."""
+        log = read_log(self.work)
+        steps = [line for line in log if "loss" in line]
+        validated = [line["validation_iou"] for line in log if "validation_iou" in line]
+        lines = [f"loss {steps[0]['loss']:.3f} at the first step, {steps[-1]['loss']:.3f} at the last of {self.job.steps}"]
+        if len(validated) > 1:
+            lines.append(f"IoU on {len(self.job.validation)} samples held out: {validated[0]:.3f} before, {validated[-1]:.3f} after")
+        return "\n".join([*lines, f"    model: {self.out}", f"     card: {self.out / CARD}", f"   curves: tensorboard --logdir {self.work}"])
+
+
+def prepare(settings: Mapping[str, Any], model: str, progress: Callable[[int, int], None]) -> Submission:
+    """The submission of these settings (see FineTuneSettings). model: the base. progress: of the chips of an area.
+
+    Raises ValueError and GeoPixelError for what cannot be, RunConflictError where the folder holds something else.
+    """
+    optional("peft", "finetune")
+    optional("torch.utils.tensorboard", "finetune")
+    read_model_config(model)  # an unknown one is refused
+    model = str(find_model(model).absolute()) if model != "nano" and Path(model).expanduser().is_dir() else model
+    names = ("epochs", "batch", "micro_batch", "learning_rate", "seed")
+    recipe = Recipe(**{name: settings[name] for name in names})
+    out = Path(settings["out"])
+    stored = json.loads(json.dumps({name: value for name, value in settings.items() if name not in RUNNING} | {"model": model}, default=str))
+    _check_folder(out, stored)
+    made = not out.exists()
+    try:
+        lessons, validation, data = _lessons(settings, out, stored, progress)
+    except BaseException:
+        if made:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    _store(out, stored)
+    return Submission(Job(model, lessons, validation, recipe, settings["every"], settings["shard"]), out, data, settings)
+
+
+def _check_folder(out: Path, stored: Mapping[str, Any]) -> None:
+    path = out / WORK / SETTINGS
+    if path.is_file():
+        held = json.loads(path.read_text())
+        for name in stored:
+            if held.get(name) != stored[name]:
+                raise RunConflictError(f"{out} holds another training: its {name.replace('_', '-')} is {held.get(name)}, not {stored[name]}")
+    elif out.exists() and any(out.iterdir()):
+        raise RunConflictError(f"a model is written to a new or an empty folder, or one that holds this training, got {out}")
+
+
+def _store(out: Path, stored: Mapping[str, Any]) -> None:
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    (out / WORK / SETTINGS).write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def _lessons(
+    settings: Mapping[str, Any], out: Path, stored: Mapping[str, Any], progress: Callable[[int, int], None]
+) -> tuple[list[Lesson], list[Lesson], str]:
+    """To learn from, to validate with, and both in words."""
+    prompt = settings["prompt"]
+    if settings["labels"] is not None:
+        area = read_area(settings["aoi"], warn=lambda line: None)
+        folder = out / WORK / DATA
+        if not folder.is_dir():
+            _store(out, stored)
+            names = {"window": "window", "size": "chip_size", "share": "validation_share", "seed": "seed", "crs": "crs", "resolution": "resolution"}
+            options = {name: settings[flag] for name, flag in names.items()} | {name: settings[name] for name in SEARCH}
+            cut_area(folder, settings["catalog"], area, settings["labels"], prompt, progress=progress, **options)
+        held = folder / "validation.json"
+        words = f"{prompt} of {settings['labels']} in {settings['aoi']}, imagery of {settings['catalog']}, split by blocks of ground"
+        return read_published(folder / "train.json"), read_published(held) if held.exists() else [], words
+    if settings["data"] is not None:
+        lessons, words = read_published(settings["data"].absolute()), f"{settings['data']} (published format)"
+    else:
+        lessons, words = read_class_chips(settings["images"].absolute(), settings["masks"].absolute(), prompt), f"chips of {prompt} in {settings['images']}"
+    validation: list[Lesson] = read_published(settings["validation"].absolute()) if settings["validation"] is not None else []
+    if settings["hold_out"] is not None:
+        lessons, held_out = hold_out(lessons, settings["hold_out"])
+        validation, words = validation + held_out, f"{words}, {settings['hold_out']} held out"
+    return lessons, validation, words
+
+
+def publish(submission: Submission, trained: Path, progress: Callable[[int, int], None]) -> None:
+    """Writes the card and the whole model into the folder: the trained weights merged into the base, as precise as they are asked for here."""
+    log = read_log(submission.work)
+    (submission.out / CARD).write_text(model_card(submission.job, submission.data, submission.settings, log))
+    merge(trained, submission.out, DTYPES["bfloat16" if torch.cuda.is_available() else "float32"], submission.job.model, progress)
