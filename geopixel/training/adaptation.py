@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -133,12 +133,14 @@ class Adaptation:
     windows: Windows
     work: Path
     report: Callable[[str], None]
+    taught: Sequence[str]
+    """What the start knows: the classes of rendered scenes, or all CONCEPTS where it was adapted before."""
     workers: int = 0
     """Processes that draw windows; 0: the one that trains."""
 
     def __post_init__(self) -> None:
         self.probes = Probes(self.network.config).to(next(self.network.parameters()).device)
-        remember_prompts(self.network, self.probes, self.windows, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
+        remember_prompts(self.network, self.probes, self.windows, self.taught, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
 
     def pictures(self, stage: Stage) -> list[list[float]]:
         """SAM 2 alone, at 1 / ZOOM of its size; the weights are the network's own."""
@@ -212,13 +214,13 @@ def zoomed(network: GeoPixelNetwork) -> Grounding:
 
 
 @torch.no_grad()
-def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows, *, bos: int, seg: int) -> None:
-    """The mean prompt with which the start asks for each concept, into probes; concepts that it never learnt get directions of their own, as far
-    from the others' centre as those are."""
+def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows, taught: Sequence[str], *, bos: int, seg: int) -> None:
+    """The mean prompt with which the start asks for each concept that it was taught, into probes; the others get directions of their own, as far
+    from their centre as those are."""
     examples = [windows.example(index).to(probes.prompts.device) for index in range(REMEMBERED)]
     reads = [read_batch(network, examples[i : i + 4], bos=bos, seg=seg) for i in range(0, REMEMBERED, 4)]
     prompts, concepts = network.mask_prompts(torch.cat([read.states for read in reads])), torch.cat([read.concepts for read in reads])
-    learnt = [place for place, name in enumerate(CONCEPTS) if name in CLASSES and (concepts == place).any()]
+    learnt = [place for place, name in enumerate(CONCEPTS) if name in taught and (concepts == place).any()]
     for place in learnt:
         probes.prompts[place] = prompts[concepts == place].mean(dim=0)
     centre = probes.prompts[learnt].mean(dim=0)
@@ -311,4 +313,5 @@ def prepare(
     network, tokenizer = load_model(start, torch.float32, torch.device(device))
     network.train().requires_grad_(True)
     windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
-    return Adaptation(network, tokenizer, windows, work, report)
+    earlier = json.loads((start / "training.json").read_text())
+    return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES))
