@@ -16,7 +16,7 @@ from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.language import LanguageModel
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
-from geopixel.training import make_tokenizer
+from geopixel.training.words import make_tokenizer
 
 LANGUAGE = LanguageConfig(
     24, hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2, rope_theta=1e4, max_positions=512, plora_rank=4, plora_alpha=8.0

@@ -14,20 +14,11 @@ from geopixel.demo import CLASSES, DEMO_SEEDS, TRAINING_SEEDS
 from geopixel.model import GeoPixel
 from geopixel.model.geopixel import DESCRIBE_PROMPT, PRESENCE_PROMPT, SEGMENT_PROMPT
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
-from geopixel.training import (
-    ABSENT_ANSWER,
-    DEFAULT_SMALLEST_SHARE,
-    PHRASES,
-    SMALLEST_SHARE,
-    STRANGE,
-    WORDINGS,
-    RenderedExamples,
-    describe,
-    nano_config,
-    render_scenes,
-    train_nano,
-    train_tokenizer,
-)
+from geopixel.training import train_nano
+from geopixel.training.examples import DEFAULT_SMALLEST_SHARE, SMALLEST_SHARE, Teacher
+from geopixel.training.rendered import RenderedExamples, render_scenes
+from geopixel.training.scratch import nano_config
+from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, PHRASES, STRANGE, UNLABELLED, WORDINGS, describe, train_tokenizer
 
 CLASS_OF = {wording: name for name, wordings in WORDINGS.items() for wording in wordings}
 
@@ -36,7 +27,7 @@ CLASS_OF = {wording: name for name, wordings in WORDINGS.items() for wording in 
 def examples(tmp_path_factory: pytest.TempPathFactory) -> RenderedExamples:
     tokenizer = Tokenizer(train_tokenizer())
     scenes = render_scenes(tmp_path_factory.mktemp("scenes"), 2, TRAINING_SEEDS.start)
-    return RenderedExamples(scenes, nano_config(tokenizer.vocab_size), tokenizer, 40, 0)
+    return RenderedExamples(scenes, Teacher(nano_config(tokenizer.vocab_size), tokenizer), 40, 0)
 
 
 def truth(seed: int) -> np.ndarray:
@@ -50,8 +41,8 @@ def truth(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_an_example_asks_is_answered_by_the_picture(examples: RenderedExamples, seed: int) -> None:
-    codes, tokenizer = truth(seed), examples.tokenizer
-    example = examples.example(np.zeros((64, 64, 3), np.uint8), codes, np.random.default_rng(seed))
+    codes, tokenizer = truth(seed), examples.teacher.tokenizer
+    example = examples.teacher.example(np.zeros((64, 64, 3), np.uint8), codes, list(CLASSES), np.random.default_rng(seed))
     share = {name: float((codes == code).mean()) for name, code in CLASSES.items()}
     there = {name for name in share if share[name] >= SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE)}
     masks = []
@@ -72,19 +63,41 @@ def test_what_an_example_asks_is_answered_by_the_picture(examples: RenderedExamp
             order = sorted(there, key=lambda name: -share[name])
             assert said == tokenizer.decode(tokenizer.encode(describe(order)))
             masks += order
-    assert [list(CLASSES)[concept] for concept in example.concepts] == masks
-    for name, shares in zip(CLASSES, example.shares, strict=True):
-        assert float(shares.mean()) == pytest.approx(share[name], abs=1e-6)
+    assert [list(CONCEPTS)[concept] for concept in example.concepts] == masks
+    for name, shares, weights in zip(CONCEPTS, example.shares, example.weights, strict=True):
+        assert float(shares.mean()) == pytest.approx(share.get(name, 0), abs=1e-6)
+        assert (weights == (name in CLASSES)).all()
+
+
+def test_what_the_labels_do_not_tell_is_neither_asked_nor_learnt(examples: RenderedExamples) -> None:
+    """Chips labelled with buildings alone say nothing of roads, and unlabelled ground says nothing at all."""
+    codes = np.zeros((64, 64), np.uint8)
+    codes[:32], codes[:, 48:] = CONCEPTS["building"], UNLABELLED
+    for seed in range(20):
+        example = examples.teacher.example(np.zeros((64, 64, 3), np.uint8), codes, ["building"], np.random.default_rng(seed))
+        said = " ".join(examples.teacher.tokenizer.decode(tokens) for tokens in example.tokens)
+        asked = {name for word, name in CLASS_OF.items() if f"for {word} in" in said or f"any {word} in" in said}
+        assert asked <= {"building"}
+        assert example.concepts == [0]
+        assert example.denied == []
+    building, *others = example.weights
+    assert building[:, : 48 * 2].eq(1).all()
+    assert building[:, 48 * 2 :].eq(0).all()
+    assert not any(weights.any() for weights in others)
+    picture = examples.teacher.picture(np.zeros((64, 64, 3), np.uint8), codes, ["building", "road"], 256)
+    assert (picture.concepts, picture.denied, picture.shares.shape) == ([0], [1], (len(CONCEPTS), 64, 64))
+    assert picture.tokens == []
+    assert torch.equal(picture.shares[0, :32, :48], torch.ones(32, 48))
 
 
 def test_descriptions_read_well_and_name_every_class() -> None:
     assert describe(["tree"]) == "The image shows <p> trees </p> [SEG]."
     assert describe(["water", "tree", "road"]) == "The image shows <p> water </p> [SEG], <p> trees </p> [SEG] and <p> roads </p> [SEG]."
-    assert set(PHRASES) == set(WORDINGS) == set(CLASSES)
+    assert set(PHRASES) == set(WORDINGS) == set(CONCEPTS)
 
 
 def test_an_example_is_the_same_wherever_it_is_drawn(examples: RenderedExamples) -> None:
-    again = RenderedExamples(examples.scenes, examples.config, examples.tokenizer, 40, 0)
+    again = RenderedExamples(examples.scenes, examples.teacher, 40, 0)
     for index in (0, 7):
         first, second = examples[index], again[index]
         assert first.tokens == second.tokens

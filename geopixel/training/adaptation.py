@@ -1,0 +1,317 @@
+"""nano goes on to learn from real imagery and rendered scenes together, in three stages: SAM 2 alone on small windows, which is where most of the
+computing goes; the words alone; then everything on windows of full size. The first two know each other only by the prompts that the start gives
+for each concept, so that they may run side by side. The learning rate of a stage is level until its last steps, so that a stage can be stopped,
+looked at, resumed with more steps, and ended when it is good or time is up: the same steps make the same model however often it was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from geopixel.demo import CLASSES, TRAINING_SEEDS
+from geopixel.model.checkpoint import load_model, save_checkpoint
+from geopixel.model.grounding import Grounding
+from geopixel.model.network import GeoPixelNetwork
+from geopixel.model.tokenizer import Tokenizer
+from geopixel.training.augmentation import jitter, restyle, turn
+from geopixel.training.examples import Example, Teacher
+from geopixel.training.losses import Losses, Probes, forward_loss, picture_loss, read_batch, talk_loss
+from geopixel.training.real import Ground, building_grounds, draw_window, dubai_grounds, naip_grounds
+from geopixel.training.rendered import render_scenes, rendered_window
+from geopixel.training.words import CONCEPTS
+
+STAGES = ("pictures", "words", "together")
+"""In their order; methods of Adaptation."""
+MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
+"""Share of the examples that each kind of data gives."""
+SEARCHED = 3
+"""Places looked at for a window of sparse buildings; the fullest is taken half the time."""
+RESTYLED = 0.8
+"""Share of the windows of real imagery that are restyled."""
+
+ZOOM = 2
+"""The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
+PROMPT_NOISE = 0.3
+"""Spread of the prompts around the remembered ones in the first stage, in shares of the spread between concepts."""
+PICTURE_DICE = 2.0
+"""Weight of Dice: with the published 0.5 what covers little of a window is found with too little confidence to be drawn."""
+REMEMBERED = 48
+"""Examples from which the prompts of the start are remembered."""
+
+WARM_UP = 50
+LOGGED = 25
+SAVE_SECONDS = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long a stage trains, and how."""
+
+    steps: int
+    decay: int
+    """Last steps, in which the learning rate falls to zero."""
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Labelled windows of all kinds of data, mixed. Example i is the same wherever and whenever it is drawn: everything random follows from (seed, i)."""
+
+    scenes: list[Path]
+    grounds: Mapping[str, list[Ground]]
+    """By kind, the names of MIXTURE but for rendered."""
+    teacher: Teacher
+    seed: int
+
+    def example(self, index: int) -> Example:
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.example(*self.draw(rng, 1), rng)
+
+    def picture(self, index: int) -> Example:
+        """Without words, zoomed in."""
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM)
+
+    def draw(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """rgb (height, width, 3), codes (height, width), and what the codes tell."""
+        kinds = [kind for kind in MIXTURE if kind == "rendered" or self.grounds.get(kind)]
+        weights = np.array([MIXTURE[kind] for kind in kinds])
+        kind = str(rng.choice(kinds, p=weights / weights.sum()))
+        if kind == "rendered":
+            rgb, truth = rendered_window(self.scenes, self.teacher.config.grounding.image_size // zoom, rng)
+            known: tuple[str, ...] = tuple(CLASSES)
+        else:
+            ground = draw_ground(self.grounds[kind], rng)
+            looks = SEARCHED if kind == "buildings" and rng.random() < 0.5 else 1
+            drawn = [draw_window(ground, rng, zoom) for _ in range(looks)]
+            rgb, truth = max(drawn, key=lambda window: float((window[1] == CONCEPTS["building"]).mean()))
+            rgb = restyle(rng, rgb) if rng.random() < RESTYLED else rgb
+            known = ground.known
+        rgb, truth = turn(rng, rgb, truth)
+        return jitter(rng, np.ascontiguousarray(rgb)), truth, known
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Dataset[Example]):
+    """The examples of a range of numbers, for a loader."""
+
+    draw: Callable[[int], Example]
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.draw(self.indices[index])
+
+
+def draw_ground(grounds: list[Ground], rng: np.random.Generator) -> Ground:
+    """Every site is as likely as the others, and within a site every pixel."""
+    sites = sorted({ground.site for ground in grounds})
+    site = sites[rng.integers(len(sites))]
+    of_site = [ground for ground in grounds if ground.site == site]
+    areas = np.array([ground.truth.size for ground in of_site], float)
+    return of_site[rng.choice(len(of_site), p=areas / areas.sum())]
+
+
+@dataclass
+class Adaptation:
+    """A start, and what it is trained with. Every stage begins with the start's weights; stored stages are taken over from the folder work."""
+
+    network: GeoPixelNetwork
+    tokenizer: Tokenizer
+    windows: Windows
+    work: Path
+    report: Callable[[str], None]
+    taught: Sequence[str]
+    """What the start knows: the classes of rendered scenes, or all CONCEPTS where it was adapted before."""
+    workers: int = 0
+    """Processes that draw windows; 0: the one that trains."""
+
+    def __post_init__(self) -> None:
+        self.probes = Probes(self.network.config).to(next(self.network.parameters()).device)
+        remember_prompts(self.network, self.probes, self.windows, self.taught, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
+
+    def pictures(self, stage: Stage) -> list[list[float]]:
+        """SAM 2 alone, at 1 / ZOOM of its size; the weights are the network's own."""
+        full = self.network.grounding
+        small = zoomed(self.network)
+        self.network.grounding = small
+        loss = partial(picture_loss, self.network, self.probes, dice_weight=PICTURE_DICE, noise=PROMPT_NOISE)
+        curve = self._train("pictures", stage, nn.ModuleList([full, self.probes.maps]), self.windows.picture, loss)
+        self.network.grounding = full
+        return curve
+
+    def words(self, stage: Stage) -> list[list[float]]:
+        """CLIP tower and language model alone."""
+        parts = nn.ModuleList([self.network.vision, self.network.language, self.network.text_hidden_fcs, self.probes.cell, self.probes.concept])
+        loss = partial(talk_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
+        return self._train("words", stage, parts, self.windows.example, loss)
+
+    def together(self, stage: Stage) -> list[list[float]]:
+        """Everything, at full size."""
+        parts = nn.ModuleList([self.network, self.probes])
+        loss = partial(forward_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg, dice_weight=PICTURE_DICE)
+        return self._train("together", stage, parts, self.windows.example, loss)
+
+    def _train(
+        self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
+    ) -> list[list[float]]:
+        """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
+        parameters = list(parts.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+        state = State(self.work / f"{name}.pt", parts, optimizer)
+        done, curve = state.load()
+        began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
+        saved = time.monotonic()
+        recent: list[Tensor] = []
+        device = next(self.network.parameters()).device
+        indices = range(done * stage.batch, stage.steps * stage.batch)
+        batches = iter(DataLoader(Drawn(example, indices), stage.batch, num_workers=self.workers, collate_fn=list))
+        for step in range(done, stage.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * rate(step, stage)
+            torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
+            losses = loss([example.to(device) for example in next(batches)])
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            recent.append(torch.stack([losses.answers, losses.masks, losses.probes]).detach())
+            if (step + 1) % LOGGED == 0 or step + 1 == stage.steps:
+                means = [round(float(x), 4) for x in torch.stack(recent).mean(dim=0)]
+                curve.append([step + 1, round((time.monotonic() - began) / 60, 1), *means])
+                recent.clear()
+                self.report(f"{curve[-1][1]:.1f} min: {name} {step + 1}/{stage.steps}: answers {means[0]}, masks {means[1]}, probes {means[2]}")
+                if time.monotonic() - saved > SAVE_SECONDS or step + 1 == stage.steps:
+                    state.save(step + 1, curve)
+                    saved = time.monotonic()
+        return curve
+
+
+def rate(step: int, stage: Stage) -> float:
+    """Share of the learning rate at a step (from 0): a rise over WARM_UP, level, and a straight fall over the last steps."""
+    return min(1.0, (step + 1) / WARM_UP, (stage.steps - step) / max(1, stage.decay))
+
+
+def zoomed(network: GeoPixelNetwork) -> Grounding:
+    """The network's SAM 2 for images of 1 / ZOOM of its edge, over the very same parameters."""
+    config = network.config.grounding
+    size = config.image_size // ZOOM
+    small = Grounding(type(config)(**{**asdict(config), "image_size": size}))
+    small.load_state_dict(network.grounding.state_dict(keep_vars=True), assign=True)  # the Parameters themselves, not copies
+    return small.train()
+
+
+@torch.no_grad()
+def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows, taught: Sequence[str], *, bos: int, seg: int) -> None:
+    """The mean prompt with which the start asks for each concept that it was taught, into probes; the others get directions of their own, as far
+    from their centre as those are."""
+    examples = [windows.example(index).to(probes.prompts.device) for index in range(REMEMBERED)]
+    reads = [read_batch(network, examples[i : i + 4], bos=bos, seg=seg) for i in range(0, REMEMBERED, 4)]
+    prompts, concepts = network.mask_prompts(torch.cat([read.states for read in reads])), torch.cat([read.concepts for read in reads])
+    learnt = [place for place, name in enumerate(CONCEPTS) if name in taught and (concepts == place).any()]
+    for place in learnt:
+        probes.prompts[place] = prompts[concepts == place].mean(dim=0)
+    centre = probes.prompts[learnt].mean(dim=0)
+    spread = (probes.prompts[learnt] - centre).norm(dim=1).mean()
+    generator = torch.Generator().manual_seed(0)
+    for place in range(len(CONCEPTS)):
+        if place not in learnt:
+            direction = torch.randn(len(centre), generator=generator).to(centre)
+            probes.prompts[place] = centre + spread * direction / direction.norm()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a stopped stage needs to go on."""
+
+    path: Path
+    parts: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def load(self) -> tuple[int, list[list[float]]]:
+        """Steps done and the curve so far; nothing of each where there is no state yet."""
+        if not self.path.exists():
+            return 0, []
+        stored = torch.load(self.path, weights_only=True, map_location="cpu")
+        self.parts.load_state_dict(stored["parts"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        return stored["steps"], stored["curve"]
+
+    def save(self, steps: int, curve: list[list[float]]) -> None:
+        part = self.path.with_suffix(".part")
+        torch.save({"steps": steps, "curve": curve, "parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}, part)
+        part.rename(self.path)
+
+
+def read_grounds(data: Path, leave_out: tuple[str, ...]) -> dict[str, list[Ground]]:
+    """The grounds to train on, by kind. Raises ValueError where there are none."""
+    readers: dict[str, tuple[Path, Callable[[Path], list[Ground]]]] = {
+        "buildings": (data / "training" / "buildings", lambda folder: building_grounds(folder, leave_out)),
+        "dubai": (data / "training" / "dubai", partial(dubai_grounds, kept_back=False)),
+        "naip": (data / "imagery" / "naip-north-dakota", partial(naip_grounds, kept_back=False)),
+    }
+    grounds = {kind: read(folder) for kind, (folder, read) in readers.items() if folder.is_dir()}
+    if not any(grounds.values()):
+        raise ValueError(f"{data} has none of {', '.join(str(folder.relative_to(data)) for folder, _ in readers.values())}")
+    return grounds
+
+
+def adapt_nano(
+    start: Path,
+    out: Path,
+    work: Path,
+    data: Path,
+    *,
+    stages: Mapping[str, Stage],
+    scenes: int,
+    leave_out: tuple[str, ...] = (),
+    seed: int = 0,
+    device: str = "cpu",
+    workers: int = 0,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Trains the checkpoint in the folder start on data and on rendered scenes, and writes it (float16) and training.json into out.
+
+    data: a folder with training/buildings, training/dubai and imagery/naip-north-dakota, those of them that are there. leave_out: sites of the
+    buildings that are not read. work: keeps the rendered scenes and the state of every stage, from which the same command goes on where it was
+    stopped; also with more steps, as long as the stage's decay had not begun. stages: of each of STAGES how long. workers: processes that draw
+    windows beside the one that trains.
+    """
+    adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, device=device, report=report)
+    adaptation.workers = workers
+    curves = {name: getattr(adaptation, name)(stages[name]) for name in STAGES}
+    save_checkpoint(out, adaptation.network, (start / "tokenizer.model").read_bytes(), torch.float16)
+    record = {
+        **{name: asdict(stage) | {"minutes": curves[name][-1][1], "curve": curves[name]} for name, stage in stages.items() if curves[name]},
+        "curve_columns": ["step", "minutes", "answers", "masks", "probes"],
+        "scenes": scenes,
+        "leave_out": list(leave_out),
+        "seed": seed,
+        "mixture": MIXTURE,
+        "parameters": sum(p.numel() for p in adaptation.network.parameters()),
+    }
+    earlier = json.loads((start / "training.json").read_text())
+    (out / "training.json").write_text(json.dumps({"adaptation": record, "start": earlier}, indent=1) + "\n")
+
+
+def prepare(
+    start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, device: str = "cpu", report: Callable[[str], None]
+) -> Adaptation:
+    torch.manual_seed(seed)
+    network, tokenizer = load_model(start, torch.float32, torch.device(device))
+    network.train().requires_grad_(True)
+    windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
+    earlier = json.loads((start / "training.json").read_text())
+    return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES))

@@ -1,0 +1,45 @@
+"""The same picture as another camera, another hour or another heading would show it. Knows pixels only; everything random comes from the
+generator that is passed in."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def turn(rng: np.random.Generator, rgb: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One of the eight positions of a square; rgb (height, width, 3) and truth (height, width) move together."""
+    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    rgb, truth = np.rot90(rgb, quarters), np.rot90(truth, quarters)
+    return (rgb[:, ::-1], truth[:, ::-1]) if mirrored else (rgb, truth)
+
+
+def jitter(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
+    """Other light, another camera: gain and offset per channel, gamma, a little noise. (height, width, 3) uint8 in and out."""
+    level = np.linspace(0, 1, 256, dtype=np.float32)[:, None] ** np.exp(rng.normal(0, 0.2))
+    level = level * np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)) + rng.normal(0, 0.03, 3)
+    table = (level.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    x = np.take_along_axis(table, rgb.reshape(-1, 3), axis=0).reshape(rgb.shape)
+    if rng.random() < 0.5:
+        noise = rng.integers(-6, 7, rgb.shape, dtype=np.int16)
+        x = (x + noise).clip(0, 255).astype(np.uint8)
+    return x
+
+
+def restyle(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
+    """Another sensor and another country: saturation, channels mixed, contrast, softness. Stronger than jitter, for data of few sites: what a
+    roof's colour says in one town it must not say in all. (height, width, 3) uint8 in and out."""
+    x = rgb.astype(np.float32)
+    mean = x.mean(axis=(0, 1))
+    mixing = np.eye(3) + rng.normal(0, 0.08, (3, 3))
+    saturation = rng.uniform(0.4, 1.5)
+    mixing = saturation * mixing + (1 - saturation) * np.full((3, 3), 1 / 3)
+    contrast = np.exp(rng.normal(0, 0.2))
+    x = ((x - mean) @ (contrast * mixing.T).astype(np.float32)) + mean + rng.normal(0, 12, 3).astype(np.float32)
+    styled = x.clip(0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        height, width = rgb.shape[:2]
+        factor = rng.uniform(1.2, 2.5)
+        small = Image.fromarray(styled).resize((max(1, round(width / factor)), max(1, round(height / factor))), Image.Resampling.BOX)
+        styled = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    return styled

@@ -1,0 +1,120 @@
+"""A labelled picture becomes an example: questions about it, the answers that it deserves, and the masks that belong to them.
+Knows no source of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geopixel.model import processor
+from geopixel.model.config import GeoPixelConfig
+from geopixel.model.geopixel import DESCRIBE_PROMPT, NO, PRESENCE_PROMPT, SEGMENT_ANSWER, SEGMENT_PROMPT, YES
+from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
+from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, STRANGE, UNLABELLED, WORDINGS, describe
+
+DESCRIBED = 0.15
+"""Share of the examples that are described as a whole; the others are asked concept by concept."""
+
+SMALLEST_SHARE = {"vehicle": 3e-4}
+DEFAULT_SMALLEST_SHARE = 2e-3
+"""Share of the image from which on a concept must be found; with less of it than that, and more than none, the question is not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image, the questions asked about it and what should come back."""
+
+    crops: Tensor
+    """(1 + rows * columns, 3, crop, crop) float32"""
+    grid: tuple[int, int]
+    """(rows, columns)"""
+    pixels: Tensor
+    """(3, image_size, image_size) float32"""
+    tokens: list[list[int]]
+    """Per question: prompt and answer ids."""
+    answer_starts: list[int]
+    """Per question: where in its tokens the answer begins."""
+    concepts: list[int]
+    """Concept of every mask of the answers, in their order, counted from 0."""
+    denied: list[int]
+    """Concepts that were asked for in vain, counted from 0."""
+    shares: Tensor
+    """(concepts, S, S) float32: share of each mask cell that the concept covers."""
+    weights: Tensor
+    """(concepts, S, S) float32: share of each mask cell of which it is known whether the concept is there."""
+
+    def to(self, device: torch.device) -> Example:
+        """With its tensors there."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("crops", "pixels", "shares", "weights")})
+
+
+class Teacher:
+    """Makes examples for one model: its sizes and its tokenizer."""
+
+    def __init__(self, config: GeoPixelConfig, tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+
+    def example(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator) -> Example:
+        """rgb (height, width, 3) uint8; truth (height, width) uint8, codes of CONCEPTS, OTHER or UNLABELLED; known: the concepts that the labels
+        tell. rng chooses the questions and their wordings. A description needs labels that tell of more than one concept."""
+        shares = covered(truth)
+        asked, present = askable(shares, known)
+        denied: list[str] = []
+        if present and len(known) > 1 and rng.random() < DESCRIBED:
+            present.sort(key=lambda name: -shares[name])
+            dialogues = [self.dialogue(DESCRIBE_PROMPT, describe(present))]
+        else:
+            denied = [name for name in asked if name not in present]
+            answers = [SEGMENT_ANSWER if name in present else ABSENT_ANSWER for name in asked]
+            words = [rng.choice(WORDINGS[name]) for name in asked]
+            dialogues = [self.dialogue(SEGMENT_PROMPT.format(word), answer) for word, answer in zip(words, answers, strict=True)]
+            dialogues.append(self.dialogue(SEGMENT_PROMPT.format(rng.choice(STRANGE)), ABSENT_ANSWER))
+            name = str(rng.choice([*asked, "strange"]))
+            word = rng.choice(STRANGE if name == "strange" else WORDINGS[name])
+            dialogues.append(self.dialogue(PRESENCE_PROMPT.format(word), f"{YES if name in present else NO}."))
+        starts, tokens = zip(*dialogues, strict=True)
+        crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
+        pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
+        return Example(crops, grid, pixels, list(tokens), list(starts), numbers(present), numbers(denied), *planes(truth, known, pixels.shape[-1] // 4))
+
+    def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int) -> Example:
+        """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""
+        asked, present = askable(covered(truth), known)
+        denied = [name for name in asked if name not in present]
+        pixels = processor.sam_pixels(rgb, edge)
+        return Example(torch.zeros(0), (0, 0), pixels, [], [], numbers(present), numbers(denied), *planes(truth, known, edge // 4))
+
+    def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
+        """Where the answer starts, and the ids of prompt and answer."""
+        question = self.tokenizer.encode(USER + prompt + ASSISTANT)
+        return len(question), question + self.tokenizer.encode(answer + ANSWER_END) + [self.tokenizer.eos]
+
+
+def covered(truth: np.ndarray) -> dict[str, float]:
+    """Share of the picture that each concept covers."""
+    counts = np.bincount(truth.ravel(), minlength=UNLABELLED + 1)
+    return {name: float(counts[code] / truth.size) for name, code in CONCEPTS.items()}
+
+
+def askable(shares: Mapping[str, float], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the known concepts those that there is enough of or nothing of, and of these the former."""
+    asked = [name for name in known if not 0 < shares[name] < SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE)]
+    return asked, [name for name in asked if shares[name] > 0]
+
+
+def numbers(names: Sequence[str]) -> list[int]:
+    """Places of concepts in CONCEPTS."""
+    order = list(CONCEPTS)
+    return [order.index(name) for name in names]
+
+
+def planes(truth: np.ndarray, known: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
+    """Example's shares and weights, (concepts, size, size)."""
+    inside = np.stack([*(truth == code for code in CONCEPTS.values()), truth != UNLABELLED]).astype(np.float32)
+    *shares, labelled = F.adaptive_avg_pool2d(torch.from_numpy(inside), size)
+    return torch.stack(shares), labelled * torch.tensor([float(name in known) for name in CONCEPTS])[:, None, None]

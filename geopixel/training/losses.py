@@ -1,0 +1,227 @@
+"""What a batch of examples costs a network: the words of its answers, the masks behind their [SEG], and linear readers that exist in training only.
+Knows no source of examples and no schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geopixel.model.config import GeoPixelConfig
+from geopixel.model.grounding import ImageFeatures
+from geopixel.model.language import PADDING, PREFIX
+from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED, answer_loss
+from geopixel.model.network import GeoPixelNetwork
+from geopixel.training.examples import Example
+from geopixel.training.words import CONCEPTS
+
+SMALLEST_CELL_SHARE = 0.02
+"""Share of a token's cell that a concept must cover to be counted as in it."""
+
+ANSWER_WEIGHT = 4.0
+"""Of the answer's cross-entropy: one token in eight of an answer carries its decision, so the published weight of 1 would teach presence slowly."""
+
+DENIED_MASKS = 2
+"""Masks of things that are not there, at most, that an example trains to be empty: should the answer claim one, nothing is drawn."""
+DENIED_WEIGHT = 0.5
+PROMPT_MEMORY = 0.05
+"""Share of the newest batch in the remembered prompt of a concept."""
+
+
+class Probes(nn.Module):
+    """Linear readers that exist in training only and shorten it: what a [SEG] state asks for must be legible in it, what a cell of the image
+    holds must be legible in its token, and so in SAM 2's features. Else all that is found only through the masks and answers built on it.
+    Also remembers how each concept is usually asked of the mask decoder."""
+
+    prompts: Tensor
+    """(concepts, grounding hidden) float32, zero until a concept was asked for"""
+
+    def __init__(self, config: GeoPixelConfig) -> None:
+        super().__init__()
+        self.concept = nn.Linear(config.language.hidden_size, len(CONCEPTS))
+        self.cell = nn.Linear(config.language.hidden_size, len(CONCEPTS))
+        channels = config.grounding.hidden_size
+        self.maps = nn.ModuleList(nn.Conv2d(count, len(CONCEPTS), 1) for count in (channels, channels // 8, channels // 4))
+        self.register_buffer("prompts", torch.zeros(len(CONCEPTS), channels))
+
+    def cell_loss(self, views: Tensor, batch: Sequence[Example]) -> Tensor:
+        """views: tokens of the global views (images, side, side, hidden)."""
+        shares, weights = (F.adaptive_avg_pool2d(torch.stack(x), views.shape[1]) for x in planes(batch))
+        return weighted_bce(self.cell(views).permute(0, 3, 1, 2), (shares > SMALLEST_CELL_SHARE).float(), weights).mean()
+
+    def map_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
+        shares, weights = (torch.stack(x) for x in planes(batch))
+        total = shares.new_zeros(())
+        for probe, x in zip(self.maps, (features.embedding, *features.fine), strict=True):
+            total = total + weighted_bce(probe(x), *(F.adaptive_avg_pool2d(plane, x.shape[-1]) for plane in (shares, weights))).mean()
+        return total
+
+    def concept_loss(self, states: Tensor, concepts: Tensor) -> Tensor:
+        """states (questions with a mask, of all examples, hidden), concepts (questions,)."""
+        return F.cross_entropy(self.concept(states), concepts)
+
+    @torch.no_grad()
+    def remember(self, prompts: Tensor, concepts: Tensor) -> None:
+        """prompts (questions, grounding hidden) of the mask decoder, concepts (questions,)."""
+        for concept in concepts.unique():
+            now = prompts[concepts == concept].mean(dim=0)
+            known = self.prompts[concept].any()
+            self.prompts[concept] = torch.lerp(self.prompts[concept], now, PROMPT_MEMORY) if known else now
+
+
+def planes(batch: Sequence[Example]) -> tuple[list[Tensor], list[Tensor]]:
+    return [example.shares for example in batch], [example.weights for example in batch]
+
+
+def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of planes (..., height, width), the mean over the pixels of each by their weights: (...)."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets.clamp(0, 1), reduction="none")
+    return (loss * weights).sum(dim=(-1, -2)) / weights.sum(dim=(-1, -2)).clamp(min=1e-3)
+
+
+def weighted_mask_loss(logits: Tensor, targets: Tensor, weights: Tensor, dice_weight: float) -> Tensor:
+    """The published BCE and Dice of masks (masks, height, width), where something is known: (masks,)."""
+    probability = logits.sigmoid() * weights
+    known = targets * weights
+    dice = 1 - (2 * (probability * known).sum(dim=(1, 2)) + 1e-3) / ((probability + known).sum(dim=(1, 2)) + 1e-3)
+    return BCE_WEIGHT * weighted_bce(logits, targets, weights) + dice_weight * dice
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    answers: Tensor
+    masks: Tensor
+    probes: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return ANSWER_WEIGHT * self.answers + self.masks + self.probes
+
+
+def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -> Losses:
+    """The towers alone: what is where, before anybody asks."""
+    views = network.vision.projector(network.vision.features(torch.stack([example.crops[0] for example in batch])))
+    features = network.grounding.encode(torch.stack([example.pixels for example in batch]))
+    zero = views.new_zeros(())
+    return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
+
+
+def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, dice_weight: float = DICE_WEIGHT) -> Losses:
+    """Losses of a batch of examples, all of the network."""
+    read = read_batch(network, batch, bos=bos, seg=seg)
+    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+    probed = probes.cell_loss(read.views, batch) + probes.map_loss(features, batch)
+    if len(read.concepts):
+        probed = probed + probes.concept_loss(read.states, read.concepts)
+        probes.remember(network.mask_prompts(read.states), read.concepts)
+    masks = drawn_loss(network, probes, features, network.mask_prompts(read.states), batch, dice_weight)
+    return Losses(read.answers, masks, probed)
+
+
+def talk_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int) -> Losses:
+    """The words alone. The prompts of the mask decoder are held to those that probes remember: their squared error, in shares of the spread of
+    the remembered ones, stands for the masks'."""
+    read = read_batch(network, batch, bos=bos, seg=seg)
+    probed = probes.cell_loss(read.views, batch)
+    if not len(read.concepts):
+        return Losses(read.answers, probed * 0, probed)
+    probed = probed + probes.concept_loss(read.states, read.concepts)
+    error = (network.mask_prompts(read.states) - probes.prompts[read.concepts]).square().mean()
+    return Losses(read.answers, error / probes.prompts.var(dim=0).mean(), probed)
+
+
+def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, dice_weight: float, noise: float) -> Losses:
+    """SAM 2 alone, asked by the prompts that probes remember, with noise of this share of their spread."""
+    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+    prompts = probes.prompts[[concept for e in batch for concept in e.concepts]]
+    prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
+    masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
+    return Losses(masks.new_zeros(()), masks, probes.map_loss(features, batch))
+
+
+def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:
+    """Mean loss of the masks that prompts (one for each of the batch's concepts, hidden) give, and of some that must be empty."""
+    asked = [(row, concept, 1.0) for row, e in enumerate(batch) for concept in e.concepts]
+    denied = [(row, concept, DENIED_WEIGHT) for row, e in enumerate(batch) for concept in e.denied[:DENIED_MASKS] if probes.prompts[concept].any()]
+    if not asked + denied:
+        return prompts.sum() * 0
+    rows, concepts, importance = zip(*asked, *denied, strict=True)
+    remembered = probes.prompts[list(concepts[len(asked) :])]
+    owner = torch.tensor(rows, device=prompts.device)
+    masks = network.grounding.decode(features.take(owner), torch.cat([prompts, remembered])[:, None])
+    targets, weights = (torch.stack([getattr(batch[row], x)[concept] for row, concept in zip(rows, concepts, strict=True)]) for x in ("shares", "weights"))
+    share = prompts.new_tensor(importance) / sum(importance)
+    return (share * weighted_mask_loss(masks.logits, targets, weights, dice_weight)).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the language model made of a batch."""
+
+    answers: Tensor
+    """Cross-entropy of the answers."""
+    states: Tensor
+    """(masks of all examples, hidden): hidden states at [SEG], in order"""
+    concepts: Tensor
+    """(masks,)"""
+    views: Tensor
+    """(images, side, side, hidden): tokens of the global views"""
+
+
+def read_batch(network: GeoPixelNetwork, batch: Sequence[Example], *, bos: int, seg: int) -> Read:
+    """The questions of an image are packed behind its tokens, as generation packs them."""
+    language = network.language
+    images = network.vision(torch.cat([e.crops for e in batch]), [e.grid for e in batch])
+    packed = pack(batch, [1 + len(image) for image in images], bos).to(images[0].device)
+    embeddings = torch.index_put(language.tok_embeddings(packed.ids), (packed.image_mask,), torch.cat(images))
+    hidden = language(embeddings, image_mask=packed.image_mask, segments=packed.segments, positions=packed.positions)
+    side = network.vision.side
+    views = torch.stack([image[: side * (side + 1)].view(side, side + 1, -1)[:, :side] for image in images])
+    answered = packed.labels != IGNORED
+    answers = answer_loss(language.output(hidden[answered]), packed.labels[answered])
+    is_seg = (packed.ids == seg) & (packed.segments != PADDING)
+    concepts = torch.tensor([concept for example in batch for concept in example.concepts], dtype=torch.int64, device=hidden.device)
+    return Read(answers, hidden[is_seg], concepts, views)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What the language model reads of a batch: per image <s>, its tokens, and all questions, none of which sees another. All (images, tokens)."""
+
+    ids: Tensor
+    labels: Tensor
+    """The token that comes next where it is part of an answer, IGNORED elsewhere."""
+    segments: Tensor
+    positions: Tensor
+    image_mask: Tensor
+    """bool, True on image tokens"""
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def pack(batch: Sequence[Example], starts: Sequence[int], bos: int) -> Packed:
+    """starts: per image the tokens of <s> and the image."""
+    start, length = max(starts), max(sum(map(len, e.tokens)) for e in batch)
+    ids = torch.zeros((len(batch), start + length), dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    segments = torch.full_like(ids, PADDING)
+    positions = torch.zeros_like(ids)
+    image_mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, example in enumerate(batch):
+        ids[row, 0] = bos
+        segments[row, : starts[row]] = PREFIX
+        positions[row, : starts[row]] = torch.arange(starts[row])
+        image_mask[row, 1 : starts[row]] = True
+        at = start
+        for segment, (tokens, answer_start) in enumerate(zip(example.tokens, example.answer_starts, strict=True)):
+            span = slice(at, at + len(tokens))
+            ids[row, span] = torch.tensor(tokens)
+            labels[row, at + answer_start - 1 : at + len(tokens) - 1] = torch.tensor(tokens[answer_start:])
+            segments[row, span] = segment
+            positions[row, span] = starts[row] + torch.arange(len(tokens))
+            at += len(tokens)
+    return Packed(ids, labels, segments, positions, image_mask)

@@ -1,0 +1,156 @@
+"""Training on real and rendered windows: unlabelled ground teaches nothing, small windows train the very network, and a run that was stopped
+becomes the same model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from geopixel.model import GeoPixel
+from geopixel.model.checkpoint import save_checkpoint
+from geopixel.model.losses import BCE_WEIGHT, bce_loss
+from geopixel.model.tokenizer import Tokenizer
+from geopixel.training import Stage, adapt_nano, adaptation
+from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoomed
+from geopixel.training.losses import weighted_bce, weighted_mask_loss
+from geopixel.training.rendered import SCENE_SIZE
+from geopixel.training.words import CONCEPTS, train_tokenizer
+from tests.model import tiny
+from tests.training.test_real import write_chips
+
+
+def test_unlabelled_ground_teaches_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(3, 8, 8, generator=generator), torch.rand(3, 8, 8, generator=generator)
+    everywhere = torch.ones(3, 8, 8)
+    assert weighted_bce(logits, targets, everywhere).sum() == pytest.approx(bce_loss(logits, targets).item(), rel=1e-5)
+    left = everywhere.clone()
+    left[:, :, 5:] = 0
+    other = torch.where(left > 0, logits, -7 * logits)
+    cut = (x[:, :, :5] for x in (logits, targets, everywhere))
+    for loss in (weighted_bce, partial(weighted_mask_loss, dice_weight=1.0)):
+        assert torch.equal(loss(logits, targets, left), loss(other, torch.where(left > 0, targets, 1 - targets), left))
+    torch.testing.assert_close(weighted_bce(logits, targets, left), weighted_bce(*cut))
+
+
+def test_a_mask_of_nothing_is_learnt_by_cross_entropy_and_dice() -> None:
+    """Where the mask is perfect both vanish; where nothing is there, drawing costs."""
+    target = torch.zeros(2, 4, 4)
+    target[0, :2] = 1
+    perfect = weighted_mask_loss(40 * (target - 0.5), target, torch.ones(2, 4, 4), 1.0)
+    assert perfect.max() < 1e-3
+    drawn = weighted_mask_loss(torch.full((2, 4, 4), 20.0), target, torch.ones(2, 4, 4), 1.0)
+    assert drawn.tolist() == pytest.approx([BCE_WEIGHT * 10 + 1 / 3, BCE_WEIGHT * 20 + 1], rel=1e-3)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    stage = Stage(steps=400, decay=100, batch=1, learning_rate=1.0)
+    rates = [rate(step, stage) for step in range(400)]
+    assert rates[0] < 0.05
+    assert rates[49:301] == [1.0] * 252
+    assert rates[-1] == 0.01
+    longer = replace(stage, steps=500)
+    assert rates[:301] == [rate(step, longer) for step in range(301)]
+
+
+@pytest.fixture(autouse=True)
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few examples tell what a tiny network's prompts are."""
+    monkeypatch.setattr(adaptation, "REMEMBERED", 8)
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A start of tiny size in start/, chips of two sites in data/, and a scene of noise where rendered ones are kept."""
+    folder = tmp_path_factory.mktemp("lessons")
+    proto = train_tokenizer()
+    config = replace(tiny.CONFIG, language=replace(tiny.LANGUAGE, vocab_size=Tokenizer(proto).vocab_size), max_length=2048)
+    save_checkpoint(folder / "start", tiny.network(config=replace(config, grounding=replace(tiny.GROUNDING, image_size=128))), proto, torch.float32)
+    (folder / "start" / "training.json").write_text('{"steps": 7}')
+    chips = folder / "data" / "training" / "buildings"
+    chips.mkdir(parents=True)
+    write_chips(chips, {"here": [(0, 0), (0, 1)], "there": [(0, 0)]})
+    scene = np.random.default_rng(0).integers(0, 7, (SCENE_SIZE // 64, SCENE_SIZE // 64, 4), dtype=np.uint8)
+    np.save(folder / "0.npy", scene.repeat(64, axis=0).repeat(64, axis=1))
+    return folder
+
+
+def work_of(lessons: Path, name: str) -> Path:
+    work = lessons / name
+    work.mkdir()
+    (work / "0.npy").symlink_to(lessons / "0.npy")
+    return work
+
+
+def prepared(lessons: Path, name: str) -> Adaptation:
+    return prepare(lessons / "start", work_of(lessons, name), lessons / "data", scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
+
+
+def test_windows_are_of_the_sites_asked_for_and_the_same_wherever_they_are_drawn(lessons: Path) -> None:
+    adaptation = prepared(lessons, "sites")
+    assert [ground.site for ground in adaptation.windows.grounds["buildings"]] == ["here"]
+    prompts = adaptation.probes.prompts
+    assert torch.pdist(prompts).min() > 0
+    assert prompts.isfinite().all()
+    assert len(prompts) == len(CONCEPTS)
+    windows = adaptation.windows
+    again = Windows(windows.scenes, windows.grounds, windows.teacher, windows.seed)
+    for index in range(4):
+        for one, other in ((windows.example(index), again.example(index)), (windows.picture(index), again.picture(index))):
+            assert one.tokens == other.tokens
+            assert torch.equal(one.pixels, other.pixels)
+            assert torch.equal(one.shares, other.shares)
+    assert windows.picture(0).pixels.shape == (3, 64, 64)
+    assert windows.example(0).pixels.shape == (3, 128, 128)
+
+
+def test_small_windows_train_the_very_network(lessons: Path) -> None:
+    adaptation = prepared(lessons, "small")
+    network = adaptation.network
+    own, small = dict(network.grounding.named_parameters()), dict(zoomed(network).named_parameters())
+    assert own.keys() == small.keys()
+    assert all(own[name] is small[name] for name in own)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    adaptation.pictures(Stage(2, 1, 2, 1e-2))
+    after = {name: value.clone() for name, value in network.state_dict().items()}
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"grounding"}
+    assert network.grounding.encode(torch.zeros(1, 3, 128, 128)).embedding.shape[-1] == 8
+    adaptation.words(Stage(1, 1, 2, 1e-2))
+    spoken = network.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(after[name], spoken[name])} == {"vision", "language", "text_hidden_fcs"}
+
+
+def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
+    """Once in one go, once stopped in two stages and resumed: equal weights, and a record of what was done."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = []
+    for name in ("whole", "stopped"):
+        work = work_of(lessons, name)
+        if name == "stopped":
+            stopped = prepare(lessons / "start", work, lessons / "data", scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
+            stopped.pictures(Stage(2, 0, 2, 1e-3))
+            stopped.words(Stage(2, 1, 2, 1e-3))
+        stages = {"pictures": Stage(4, 2, 2, 1e-3), "words": Stage(2, 1, 2, 1e-3), "together": Stage(1, 1, 2, 1e-3)}
+        adapt_nano(lessons / "start", work / "out", work, lessons / "data", stages=stages, scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
+        made.append(GeoPixel.from_pretrained(str(work / "out"), device="cpu"))
+    torch.set_num_threads(threads)
+    one, other = (model.network.state_dict() for model in made)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    record = json.loads((lessons / "whole" / "out" / "training.json").read_text())
+    assert record["start"] == {"steps": 7}
+    assert record["adaptation"]["leave_out"] == ["there"]
+    assert record["adaptation"]["pictures"]["steps"] == 4
+    assert [row[0] for row in record["adaptation"]["pictures"]["curve"]] == [4]
+
+
+def test_data_that_is_not_there_is_refused(lessons: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="training/buildings"):
+        prepare(lessons / "start", work_of(lessons, "nothing"), tmp_path, scenes=1, leave_out=(), seed=0, report=lambda _: None)
