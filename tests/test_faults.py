@@ -71,7 +71,8 @@ def journal(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) ->
     """This process drives, and what its workers store is noted; the parameter, if any, is the index of a tile that kills them."""
     path = tmp_path / "journal"
     killer = tiles_of(request.getfixturevalue("serial"))[request.param] if hasattr(request, "param") else ""
-    environment = {"worker_process_setup_hook": befall, "env_vars": {JOURNAL: str(path), KILLER: killer, "OMP_NUM_THREADS": "1"}}
+    variables = {"PYTHONPATH": str(Path(__file__).parents[1]), JOURNAL: str(path), KILLER: killer, "OMP_NUM_THREADS": "1"}
+    environment = {"worker_process_setup_hook": befall, "env_vars": variables}
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
     yield path
     ray.shutdown()
