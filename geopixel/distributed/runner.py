@@ -29,8 +29,10 @@ from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, 
 from geopixel.storage import Folder
 from geopixel.types import Block, Grid, State, Tile, TileImage, TilePrediction, TileReceipt, Tiles
 
-ACTOR_CPUS, READER_CPUS = 0.8, 0.4
-"""On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside them even with two cores."""
+ACTOR_CPUS, READER_CPUS = 0.6, 0.4
+"""On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside each: one that never finds room stops the run."""
+GPU_ACTOR_CPUS = 0.1
+"""Of an actor that has a GPU. Ray would give it a whole core, and where GPUs are as many as cores none would be left to read."""
 TILES_PER_TASK = {"cpu": 4, "cuda": 16}
 """Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
 TILES_PER_SOURCE = 1024
@@ -177,7 +179,7 @@ class RayRunner:
     def _looked_at(self, rows: ray.data.Dataset, request: MapRequest, tasks: int) -> Iterator[tuple[tuple[int, int], TileReceipt | None]]:
         """For every row of _rows, in any order: the job it is of and how many rows that has, and the receipt of its tile, if there is one."""
         gpus, (fewest, most) = self._gpus(), self._actors()
-        resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": ACTOR_CPUS}
+        resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": GPU_ACTOR_CPUS} if gpus else {"num_cpus": ACTOR_CPUS}
         receipts = rows.map(_see, num_cpus=READER_CPUS).map_batches(
             _Look,
             fn_constructor_kwargs={"request": request, "max_attempts": self.max_attempts},
