@@ -3,7 +3,6 @@ Each run ends complete and equals the undisturbed serial run, and what was finis
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import random
@@ -119,7 +118,7 @@ def test_a_tile_that_always_kills_its_worker_is_set_aside(
 
 
 @pytest.mark.usefixtures("journal")
-def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(small_disk: Path, catalog: Path, serial: Path) -> None:
+def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(cluster: Cluster, small_disk: Path, catalog: Path, serial: Path) -> None:
     """Said by a worker, while it stores a tile."""
     out = small_disk / "map"
     folder = half_done(serial, out, tiles_of(serial)[3:7])
@@ -130,7 +129,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(small_disk: P
     with pytest.raises(StorageError, match=rf"^cannot reach or write {out}: [^\n]*No space left[^\n]*$"):
         map_area(demo_request(catalog), folder, NANO, RayRunner(), quiet)
     assert folder.list("attempts") == [], "no tile is to blame"
-    gc.collect()  # what remembers the error remembers the worker, which has the only GPU
+    ray.shutdown()  # the next submission is another driver's
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     filler.unlink()
     map_area(demo_request(catalog), folder, NANO, RayRunner(), quiet)
     assert_equal_maps(serial, out)
