@@ -125,7 +125,7 @@ def test_a_killed_job_is_finished_by_the_next_without_redoing_tiles(catalog: Pat
     out = tmp_path / "map"
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(command(catalog, out), cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while len(predictions(out)) < 2 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(first.pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ def head(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "head.log").open("w") as log:
         started = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -179,7 +179,7 @@ def head(tmp_path: Path) -> Iterator[str]:
 def test_a_submitted_job_gives_the_same_map(catalog: Path, serial: Path, tmp_path: Path, head: str) -> None:
     out = tmp_path / "map"
     words = ["ray", "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *command(catalog, out)]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:  # the dashboard listens before it serves jobs
         done = subprocess.run(words, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=400)
         if done.returncode == 0 or out.exists() or time.monotonic() > deadline:

@@ -96,7 +96,7 @@ def test_memory_while_converting(big: tuple[Path, int], tmp_path: Path, monkeypa
     """About one shard, here an eighth of the weights."""
     folder, kept = big
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 2 * kept // 8)
-    assert peak(convert, folder / "safetensors", tmp_path / "out", torch.bfloat16) < 0.3 * 2 * kept
+    assert peak(convert, folder / "safetensors", tmp_path / "out", torch.bfloat16) < 0.5 * 2 * kept
 
 
 def job(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
