@@ -160,6 +160,7 @@ def driving(*arguments: object) -> Iterator[BaseProcess]:
     driver.join()
 
 
+@pytest.mark.skipif("GEOPIXEL_LONG_TESTS" not in os.environ, reason="six drivers, one after the other, take minutes: set GEOPIXEL_LONG_TESTS")
 def test_a_driver_that_is_killed_again_and_again_is_finished_by_the_next(
     cluster: Cluster, catalog: Path, serial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
