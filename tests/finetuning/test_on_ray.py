@@ -24,7 +24,6 @@ from .conftest import make_job
 from .test_job import job as run_job
 from .test_loop import losses, run
 
-
 pytestmark = pytest.mark.skipif("GEOPIXEL_LONG_TESTS" not in os.environ, reason="Ray Train takes minutes to start where others work: set GEOPIXEL_LONG_TESTS")
 
 
