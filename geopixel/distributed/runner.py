@@ -188,12 +188,15 @@ class RayRunner:
             **resources,
         )
         with _own_errors():
-            for row in receipts.iter_rows():
-                job = row.pop("job"), row.pop("of")
-                receipt = TileReceipt(**row) if row["tile_id"] else None
-                if receipt is not None:
-                    metrics.count_tile(receipt)
-                yield job, receipt
+            # Not iter_rows: every few seconds it sends off the statistics of all blocks so far, which for a country keeps the driver busy with nothing else.
+            for bundle in receipts.iter_internal_ref_bundles():
+                for block in ray.get(bundle.block_refs):
+                    for row in block.to_pylist():
+                        job = row.pop("job"), row.pop("of")
+                        receipt = TileReceipt(**row) if row["tile_id"] else None
+                        if receipt is not None:
+                            metrics.count_tile(receipt)
+                        yield job, receipt
 
     def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
         start()
