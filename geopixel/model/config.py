@@ -18,6 +18,12 @@ SAFETENSORS = ("model.safetensors.index.json", "model*.safetensors")
 BIN = ("pytorch_model.bin.index.json", "pytorch_model*.bin")
 """Index and shards of a checkpoint, as transformers names them: all that is downloaded and read of its weights."""
 
+ENCODERS = ("hiera", "efficientnet-lite0")
+"""Image encoders of SAM 2: its own, and a convolutional one for small models (encoder.py)."""
+
+LITE_FLOPS = 15_000
+"""Floating-point operations of EfficientNet-Lite0 for a pixel, without its classifier."""
+
 PROMPT_TOKENS = 40
 """Of a referring question and its answer, about."""
 
@@ -65,11 +71,11 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroundingConfig:
-    """SAM 2 (Hiera encoder, FPN, mask decoder), used for one image at a time with text states as prompts."""
+    """SAM 2 (image encoder, FPN, mask decoder), used for one image at a time with text states as prompts."""
 
     embed_size: int
     heads: int
-    blocks: tuple[int, int, int, int]
+    blocks: tuple[int, ...]
     global_blocks: tuple[int, ...]
     windows: tuple[int, int, int, int] = (8, 4, 16, 8)
     background_window: int = 7
@@ -78,6 +84,12 @@ class GroundingConfig:
     image_size: int = 1024
     multimask_fallback: bool = True
     """SAM 2's dynamic fallback to mask tokens 1-3 where mask 0 is unstable; only for weights that trained those tokens."""
+    encoder: str = "hiera"
+    """One of ENCODERS. What stands above of Hiera (embed_size to background_window) says nothing of another."""
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {self.encoder!r}")
 
     @property
     def mask_size(self) -> int:
@@ -133,6 +145,8 @@ class GeoPixelConfig:
         patches = (vision.crop_size // vision.patch_size) ** 2
         per_patch = 2 * vision.layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size + 2 * patches * vision.hidden_size)
         total += (rows * columns + 1) * patches * per_patch
+        if grounding.encoder == "efficientnet-lite0":
+            total += LITE_FLOPS * grounding.image_size**2
         for stage, blocks in enumerate(grounding.blocks):
             cells = (grounding.image_size // 4 >> stage) ** 2
             total += 2.0 * blocks * cells * 12 * (grounding.embed_size << stage) ** 2

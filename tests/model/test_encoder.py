@@ -1,0 +1,81 @@
+"""EfficientNet-Lite0 against its published implementation in PyTorch, and as the encoder of a SAM 2."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor
+
+from geopixel.model.config import GroundingConfig
+from geopixel.model.encoder import CHANNELS, GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, EfficientNetLiteConfig, fold_published
+from geopixel.model.grounding import Grounding
+
+
+@pytest.fixture(scope="module")
+def published() -> EfficientNet:
+    """Random weights, and normalisations that have something to do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = EfficientNet.from_name("efficientnet-lite0").eval()
+        for name, value in network.state_dict().items():
+            if name.endswith(("running_var", "_bn0.weight", "_bn1.weight", "_bn2.weight")):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "_bn0.bias", "_bn1.bias", "_bn2.bias")):
+                value.normal_()
+    return network
+
+
+def published_maps(network: EfficientNet, pixels: Tensor) -> list[Tensor]:
+    """What stands behind the last block of each given stage."""
+    x = network._swish(network._bn0(network._conv_stem(pixels)))
+    ends = [sum(blocks for _, blocks, *_ in STAGES[: stage + 1]) for stage in GIVEN]
+    maps = []
+    for number, block in enumerate(network._blocks, start=1):
+        x = block(x)
+        if number in ends:
+            maps.append(x)
+    return maps
+
+
+def folded(published: EfficientNet, mean: float, std: float) -> EfficientNetLite:
+    encoder = EfficientNetLite(EfficientNetLiteConfig()).eval()
+    encoder.load_state_dict(fold_published(published.state_dict(), (mean,) * 3, (std,) * 3))
+    return encoder
+
+
+@torch.inference_mode()
+def test_it_is_the_published_network(published: EfficientNet) -> None:
+    """To the rim: where an odd number of zeros is put around, they are put where TensorFlow puts them."""
+    for height, width in ((64, 96), (224, 32)):
+        pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+        theirs = published_maps(published, (pixels - PUBLISHED_MEAN) / PUBLISHED_STD)
+        ours = folded(published, PUBLISHED_MEAN, PUBLISHED_STD)((pixels - PUBLISHED_MEAN) / PUBLISHED_STD).intermediate_hidden_states
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one.permute(0, 3, 1, 2), other, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_other_normalisations_change_the_rim_alone(published: EfficientNet) -> None:
+    pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    (one, *_), (other, *_) = (folded(published, mean, std)((pixels - mean) / std).intermediate_hidden_states for mean, std in ((127 / 255, 128 / 255), (0.4, 0.2)))
+    torch.testing.assert_close(one[:, :-6, :-6], other[:, :-6, :-6], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_sam_2_stands_on_it() -> None:
+    """Maps of the sizes that the mask decoder wants, masks at a quarter of the edge, and gradients down to the first convolution."""
+    grounding = Grounding(GroundingConfig(0, 0, (), (), hidden_size=32, mlp_size=48, image_size=64, multimask_fallback=False, encoder="efficientnet-lite0"))
+    features = grounding.encode(torch.rand(2, 3, 64, 64))
+    assert features.embedding.shape == (2, 32, 4, 4)
+    assert [x.shape for x in features.fine] == [(2, 4, 16, 16), (2, 8, 8, 8)]
+    masks = grounding.decode(features, torch.rand(2, 3, 32))
+    assert masks.logits.shape == (6, 16, 16)
+    masks.logits.square().mean().backward()
+    assert grounding.sam2.vision_encoder.backbone.stem.convolution.weight.grad.abs().sum() > 0
+    assert len(CHANNELS) == 4
+
+
+def test_an_encoder_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="hiera, efficientnet-lite0, got 'resnet'"):
+        GroundingConfig(0, 0, (), (), encoder="resnet")
