@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from geopixel.demo import CLASSES, TRAINING_SEEDS
 from geopixel.model.checkpoint import load_model, save_checkpoint
-from geopixel.model.encoder import EfficientNetLite
 from geopixel.model.grounding import Grounding
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
@@ -28,7 +27,7 @@ from geopixel.training.examples import Example, Teacher
 from geopixel.training.losses import Losses, Probes, forward_loss, picture_loss, read_batch, talk_loss
 from geopixel.training.real import Ground, building_grounds, draw_window, dubai_grounds, naip_grounds
 from geopixel.training.rendered import render_scenes, rendered_window
-from geopixel.training.scratch import initialise_sam2
+from geopixel.training.scratch import fix_encoder, initialise_sam2
 from geopixel.training.words import CONCEPTS
 
 STAGES = ("pictures", "words", "together")
@@ -47,13 +46,9 @@ ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
 PROMPT_NOISE = 0.3
 """Spread of the prompts around the remembered ones in the first stage, in shares of the spread between concepts."""
-ENCODER = "sam2.vision_encoder.backbone."
-RATES = {False: 1.0, True: 0.3}
-"""Share of the learning rate, for all but the image encoder of SAM 2 and for that, which knew much before."""
-FIXED_STAGES = 2
-"""First stages of EfficientNet-Lite0 that stay as ImageNet made them: edges and textures, and most of what a backward pass would cost."""
-PICTURE_DICE = 2.0
-"""Weight of Dice: with the published 0.5 what covers little of a window is found with too little confidence to be drawn."""
+PICTURE_DICE = 3.0
+"""Weight of Dice: with the published 0.5 what covers little of a window, or looks otherwise than at the sites that training saw, is found with too little
+confidence to be drawn."""
 REMEMBERED = 48
 """Examples from which the prompts of the start are remembered."""
 
@@ -102,23 +97,25 @@ class Windows:
             known: tuple[str, ...] = tuple(CLASSES)
         else:
             ground = draw_ground(self.grounds[kind], rng)
-            rgb, truth = self.sparse(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
+            rgb, truth = self.denser(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
             rgb = restyle(rng, rgb) if rng.random() < RESTYLED else rgb
             known = ground.known
         rgb, truth = turn(rng, rgb, truth)
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
 
-    def sparse(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
-        """A window of ground with few buildings: often the fullest of several, often with buildings of another place, as towns have them.
-        rgb (height, width, 3), codes (height, width)"""
+    def denser(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of ground with few buildings: often the fullest of several, often with those of another place, as dense as towns are that no site
+        shows. rgb (height, width, 3), codes (height, width)"""
         code = CONCEPTS["building"]
 
-        def draw() -> tuple[np.ndarray, np.ndarray]:
+        def draw(ground: Ground) -> tuple[np.ndarray, np.ndarray]:
             drawn = [draw_window(ground, rng, zoom) for _ in range(SEARCHED if rng.random() < FULLEST else 1)]
             return max(drawn, key=lambda window: float((window[1] == code).mean()))
 
-        window = draw()
-        return paste(*window, *turn(rng, *draw()), code) if rng.random() < PASTED else window
+        window = draw(ground)
+        if rng.random() < PASTED:
+            return paste(*window, *turn(rng, *draw(draw_ground(self.grounds["buildings"], rng))), code)
+        return window
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +185,8 @@ class Adaptation:
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
     ) -> list[list[float]]:
         """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
-        trained = {name: parameter for name, parameter in parts.named_parameters() if parameter.requires_grad}
-        groups = [{"params": [p for name, p in trained.items() if (ENCODER in name) == encodes], "share": share} for encodes, share in RATES.items()]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+        parameters = [parameter for parameter in parts.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
         state = State(self.work / f"{name}.pt", parts, optimizer)
         done, curve = state.load()
         began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
@@ -201,12 +197,12 @@ class Adaptation:
         batches = iter(DataLoader(Drawn(example, indices), stage.batch, num_workers=self.workers, collate_fn=list))
         for step in range(done, stage.steps):
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * group["share"] * rate(step, stage)
+                group["lr"] = stage.learning_rate * rate(step, stage)
             torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
             losses = loss([example.to(device) for example in next(batches)])
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
-            nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             recent.append(torch.stack([losses.answers, losses.masks, losses.probes]).detach())
             if (step + 1) % LOGGED == 0 or step + 1 == stage.steps:
@@ -236,18 +232,13 @@ def begin_encoder(network: GeoPixelNetwork) -> None:
     network.grounding = grounding.to(network.vision.row_end.device).train()
 
 
-def fix_first_stages(grounding: Grounding) -> None:
-    encoder = grounding.sam2.vision_encoder.backbone
-    if isinstance(encoder, EfficientNetLite):
-        nn.ModuleList([encoder.stem, *encoder.stages[:FIXED_STAGES]]).requires_grad_(False)
-
-
 def zoomed(network: GeoPixelNetwork) -> Grounding:
     """The network's SAM 2 for images of 1 / ZOOM of its edge, over the very same parameters."""
     config = network.config.grounding
     size = config.image_size // ZOOM
     small = Grounding(type(config)(**{**asdict(config), "image_size": size}))
     small.load_state_dict(network.grounding.state_dict(keep_vars=True), assign=True)  # the Parameters themselves, not copies
+    fix_encoder(small)  # assigned, they want gradients again
     return small.train()
 
 
@@ -363,7 +354,7 @@ def prepare(
     network.train().requires_grad_(True)
     if anew:
         begin_encoder(network)
-    fix_first_stages(network.grounding)
+    fix_encoder(network.grounding)
     windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
     earlier = json.loads((start / "training.json").read_text())
     return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES))

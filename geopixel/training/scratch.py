@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from geopixel.demo import TRAINING_SEEDS
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
-from geopixel.model.encoder import fold_published
+from geopixel.model.encoder import EfficientNetLite, fold_published
 from geopixel.model.grounding import Grounding
 from geopixel.model.losses import DICE_WEIGHT
 from geopixel.model.network import GeoPixelNetwork
@@ -63,6 +63,12 @@ def initialise_sam2(grounding: Grounding) -> None:
     grounding.sam2.vision_encoder.backbone.load_state_dict(fold_published(published, IMAGENET_MEAN, IMAGENET_STD))
 
 
+def fix_encoder(grounding: Grounding) -> None:
+    """An encoder that knows ImageNet stays as it is: trained on the buildings of two towns it finds fewer in a third, and costs most of the time."""
+    encoder = grounding.sam2.vision_encoder.backbone
+    encoder.requires_grad_(not isinstance(encoder, EfficientNetLite))
+
+
 def give_unit_gain(part: nn.Module) -> None:
     """transformers' own start (0.02 for every weight) is made for wide layers: at nano's widths the signal all but dies on its way through the
     mask decoder, and so does its gradient."""
@@ -97,6 +103,7 @@ def train_nano(
     config = nano_config(tokenizer.vocab_size)
     network = GeoPixelNetwork(config)
     initialise(network)
+    fix_encoder(network.grounding)
     probes = Probes(config)
     size = sum(p.numel() for p in network.parameters())
     report(f"nano has {size / 1e6:.2f} M parameters; rendering {scenes} scenes")

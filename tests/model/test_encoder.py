@@ -6,8 +6,9 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from geopixel.model.config import GroundingConfig
+from geopixel.model.config import LITE_FLOPS, GroundingConfig
 from geopixel.model.encoder import CHANNELS, GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, EfficientNetLiteConfig, fold_published
 from geopixel.model.grounding import Grounding
 
@@ -75,6 +76,13 @@ def test_sam_2_stands_on_it() -> None:
     masks.logits.square().mean().backward()
     assert grounding.sam2.vision_encoder.backbone.stem.convolution.weight.grad.abs().sum() > 0
     assert len(CHANNELS) == 4
+
+
+def test_the_plan_knows_what_it_costs() -> None:
+    """Counted by torch, without numbers."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        EfficientNetLite(EfficientNetLiteConfig())(torch.zeros(1, 3, 512, 512))
+    assert counter.get_total_flops() / 512**2 == pytest.approx(LITE_FLOPS, rel=0.05)
 
 
 def test_an_encoder_that_does_not_exist_is_refused() -> None:

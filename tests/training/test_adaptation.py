@@ -18,7 +18,9 @@ from geopixel.model.losses import BCE_WEIGHT, bce_loss
 from geopixel.model.tokenizer import Tokenizer
 from geopixel.training import Stage, adapt_nano, adaptation
 from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoomed
+from geopixel.training.augmentation import paste
 from geopixel.training.losses import weighted_bce, weighted_mask_loss
+from geopixel.training.real import draw_window
 from geopixel.training.rendered import SCENE_SIZE
 from geopixel.training.words import CONCEPTS, train_tokenizer
 from tests.model import tiny
@@ -88,8 +90,8 @@ def work_of(lessons: Path, name: str) -> Path:
     return work
 
 
-def prepared(lessons: Path, name: str) -> Adaptation:
-    return prepare(lessons / "start", work_of(lessons, name), lessons / "data", scenes=1, leave_out=("there",), seed=3, report=lambda _: None)
+def prepared(lessons: Path, name: str, anew: bool = False) -> Adaptation:
+    return prepare(lessons / "start", work_of(lessons, name), lessons / "data", scenes=1, leave_out=("there",), seed=3, anew=anew, report=lambda _: None)
 
 
 def test_windows_are_of_the_sites_asked_for_and_the_same_wherever_they_are_drawn(lessons: Path) -> None:
@@ -125,6 +127,49 @@ def test_small_windows_train_the_very_network(lessons: Path) -> None:
     adaptation.words(Stage(1, 1, 2, 1e-2))
     spoken = network.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(after[name], spoken[name])} == {"vision", "language", "text_hidden_fcs"}
+
+
+def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> None:
+    """ImageNet's encoder under the mask decoder of the start, which is not lost."""
+    before = {name: value.clone() for name, value in prepared(lessons, "before").network.grounding.state_dict().items()}
+    adaptation = prepared(lessons, "anew", anew=True)
+    grounding = adaptation.network.grounding
+    known = {name for name in before if "vision_encoder" not in name}
+    begun = {name: value.clone() for name, value in grounding.state_dict().items()}
+    assert known < begun.keys()
+    assert all(torch.equal(before[name], begun[name]) for name in known)
+    assert adaptation.network.config.grounding.encoder == "efficientnet-lite0"
+    adaptation.pictures(Stage(2, 1, 2, 1e-2))
+    moved = {name for name, value in grounding.state_dict().items() if not torch.equal(value, begun[name])}
+    assert any("mask_decoder" in name for name in moved)
+    assert any("neck" in name for name in moved)
+    assert not any("backbone" in name for name in moved)
+
+
+def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
+    """Two equal shares of the windows: those that are searched for and pasted into hold more building."""
+    windows = prepared(lessons, "dense").windows
+    (ground,) = windows.grounds["buildings"]
+    left = replace(ground, truth=np.where(np.arange(ground.truth.shape[1]) < 128, ground.truth, 0).astype(np.uint8))
+    there = replace(windows, grounds={"buildings": [left]})
+    code = CONCEPTS["building"]
+    drawn = [(there.denser(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
+    plain = [(draw_window(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
+    assert np.mean(drawn) > 1.3 * np.mean(plain)
+
+
+def test_what_is_pasted_is_labelled() -> None:
+    rng = np.random.default_rng(0)
+    (rgb, truth), (other, codes) = ((rng.integers(0, 256, (h, w, 3), np.uint8), rng.integers(0, 3, (h, w), np.uint8)) for h, w in ((6, 9), (8, 5)))
+    kept = rgb.copy(), truth.copy()
+    laid, labels = paste(rgb, truth, other, codes, 2)
+    assert np.array_equal(rgb, kept[0])
+    assert np.array_equal(truth, kept[1])
+    covered = np.zeros((6, 9), bool)
+    covered[:, :5] = codes[:6] == 2
+    assert np.array_equal(laid[covered], other[:6][codes[:6] == 2])
+    assert np.array_equal(laid[~covered], rgb[~covered])
+    assert np.array_equal(labels, np.where(covered, 2, truth))
 
 
 def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
