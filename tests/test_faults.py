@@ -63,7 +63,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "TILES_PER_TASK", {"cpu": TOGETHER, "cuda": TOGETHER})
+    monkeypatch.setattr(runner, "TILES_PER_TASK", TOGETHER)
 
 
 @pytest.fixture

@@ -33,8 +33,10 @@ ACTOR_CPUS, READER_CPUS = 0.6, 0.4
 """On a machine without GPUs: as many actors as cores, each on one thread, and room for a reader beside each: one that never finds room stops the run."""
 GPU_ACTOR_CPUS = 0.1
 """Of an actor that has a GPU. Ray would give it a whole core, and where GPUs are as many as cores none would be left to read."""
-TILES_PER_TASK = {"cpu": 4, "cuda": 16}
-"""Rows that travel together: small, so that a resumed run loses little; on a GPU as many as it computes at once."""
+TILES_PER_TASK = 16
+"""Rows that travel together: as many as a GPU computes at once, and few enough that a resumed run loses little."""
+TASKS_PER_ACTOR = 4
+"""At least, in a run of few tiles: so that the copies of the model end together."""
 TILES_PER_SOURCE = 1024
 """Of one run, that are one to the driver until a worker cuts them into tasks: a country would be a hundred thousand of these."""
 PIECES = 64
@@ -119,11 +121,11 @@ class RayRunner:
     def look(self, run: Run, folder: Folder, tiles: Sequence[Tile]) -> Iterator[TileReceipt]:
         start()
         plan = Tiles.of(tiles)
-        together = min(self._together, -(-len(plan) // self._actors()[1]))
+        together = min(TILES_PER_TASK, -(-len(plan) // (TASKS_PER_ACTOR * self._actors()[1])))
         parts = [plan[at : at + TILES_PER_SOURCE] for at in range(0, len(plan), TILES_PER_SOURCE)]
         tasks = len(parts) * -(-len(parts[0]) // together)
         rows = ray.data.read_datasource(_Runs(parts, partial(_part, folder)), override_num_blocks=tasks, num_cpus=READER_CPUS)
-        for _, receipt in self._looked_at(rows, run.request, tasks):
+        for _, receipt in self._looked_at(rows, run.request, tasks, together):
             if receipt is not None:
                 yield receipt
 
@@ -143,7 +145,7 @@ class RayRunner:
         shared, left = ray.put((finish, jobs)), {index: Work() for index in range(len(jobs))}
         finishing: list[ray.ObjectRef[Any]] = []
         asked = time.monotonic()
-        for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES):
+        for (job, count), receipt in self._looked_at(rows, request, len(jobs) * PIECES, TILES_PER_TASK):
             if receipt is not None and job in left:
                 left[job].add(receipt)
                 receive(jobs[job], count, receipt)
@@ -168,22 +170,20 @@ class RayRunner:
             with _own_errors():
                 yield ray.get(done)
 
-    @property
-    def _together(self) -> int:
-        return TILES_PER_TASK[self.device]
-
     def _planners(self) -> int:
         """Runs that are begun at a time: planning ahead must not take the readers' cores."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)) // 8)
 
-    def _looked_at(self, rows: ray.data.Dataset, request: MapRequest, tasks: int) -> Iterator[tuple[tuple[int, int], TileReceipt | None]]:
+    def _looked_at(
+        self, rows: ray.data.Dataset, request: MapRequest, tasks: int, together: int
+    ) -> Iterator[tuple[tuple[int, int], TileReceipt | None]]:
         """For every row of _rows, in any order: the job it is of and how many rows that has, and the receipt of its tile, if there is one."""
         gpus, (fewest, most) = self._gpus(), self._actors()
         resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": GPU_ACTOR_CPUS} if gpus else {"num_cpus": ACTOR_CPUS}
         receipts = rows.map(_see, num_cpus=READER_CPUS).map_batches(
             _Look,
             fn_constructor_kwargs={"request": request, "max_attempts": self.max_attempts},
-            batch_size=self._together,
+            batch_size=together,
             compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
             **resources,
         )
