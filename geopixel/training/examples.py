@@ -24,6 +24,10 @@ SMALLEST_SHARE = {"vehicle": 3e-4}
 DEFAULT_SMALLEST_SHARE = 2e-3
 """Share of the image from which on a concept must be found; with less of it than that, and more than none, the question is not asked."""
 
+DENIAL = 0.3
+"""Weight of the answer that a known thing is not there; all others have 1. To overlook a thing costs a map more than to look for it in vain: of what
+is not there the mask decoder draws nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -39,6 +43,8 @@ class Example:
     """Per question: prompt and answer ids."""
     answer_starts: list[int]
     """Per question: where in its tokens the answer begins."""
+    importance: list[float]
+    """Per question: weight of its answer."""
     concepts: list[int]
     """Concept of every mask of the answers, in their order, counted from 0."""
     denied: list[int]
@@ -67,7 +73,7 @@ class Teacher:
         denied: list[str] = []
         if present and len(known) > 1 and rng.random() < DESCRIBED:
             present.sort(key=lambda name: -shares[name])
-            dialogues = [self.dialogue(DESCRIBE_PROMPT, describe(present))]
+            dialogues, importance = [self.dialogue(DESCRIBE_PROMPT, describe(present))], [1.0]
         else:
             denied = [name for name in asked if name not in present]
             answers = [SEGMENT_ANSWER if name in present else ABSENT_ANSWER for name in asked]
@@ -77,17 +83,19 @@ class Teacher:
             name = str(rng.choice([*asked, "strange"]))
             word = rng.choice(STRANGE if name == "strange" else WORDINGS[name])
             dialogues.append(self.dialogue(PRESENCE_PROMPT.format(word), f"{YES if name in present else NO}."))
+            importance = [DENIAL if name in denied else 1.0 for name in (*asked, "strange", name)]
         starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        return Example(crops, grid, pixels, list(tokens), list(starts), numbers(present), numbers(denied), *planes(truth, known, pixels.shape[-1] // 4))
+        asked_for = numbers(present), numbers(denied)
+        return Example(crops, grid, pixels, list(tokens), list(starts), importance, *asked_for, *planes(truth, known, pixels.shape[-1] // 4))
 
     def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int) -> Example:
         """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""
         asked, present = askable(covered(truth), known)
         denied = [name for name in asked if name not in present]
         pixels = processor.sam_pixels(rgb, edge)
-        return Example(torch.zeros(0), (0, 0), pixels, [], [], numbers(present), numbers(denied), *planes(truth, known, edge // 4))
+        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], numbers(present), numbers(denied), *planes(truth, known, edge // 4))
 
     def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of prompt and answer."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.grounding import ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
-from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED, answer_loss
+from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.training.examples import Example
 from geopixel.training.words import CONCEPTS
@@ -162,7 +162,7 @@ class Read:
     """What the language model made of a batch."""
 
     answers: Tensor
-    """Cross-entropy of the answers."""
+    """Cross-entropy of the answers' tokens, the mean by their importance."""
     states: Tensor
     """(masks of all examples, hidden): hidden states at [SEG], in order"""
     concepts: Tensor
@@ -181,7 +181,9 @@ def read_batch(network: GeoPixelNetwork, batch: Sequence[Example], *, bos: int, 
     side = network.vision.side
     views = torch.stack([image[: side * (side + 1)].view(side, side + 1, -1)[:, :side] for image in images])
     answered = packed.labels != IGNORED
-    answers = answer_loss(language.output(hidden[answered]), packed.labels[answered])
+    tokens = F.cross_entropy(language.output(hidden[answered]).float(), packed.labels[answered], reduction="none")
+    importance = packed.importance[answered]
+    answers = (tokens * importance).sum() / importance.sum()
     is_seg = (packed.ids == seg) & (packed.segments != PADDING)
     concepts = torch.tensor([concept for example in batch for concept in example.concepts], dtype=torch.int64, device=hidden.device)
     return Read(answers, hidden[is_seg], concepts, views)
@@ -194,6 +196,8 @@ class Packed:
     ids: Tensor
     labels: Tensor
     """The token that comes next where it is part of an answer, IGNORED elsewhere."""
+    importance: Tensor
+    """float32: weight of the answer that the label is of."""
     segments: Tensor
     positions: Tensor
     image_mask: Tensor
@@ -208,6 +212,7 @@ def pack(batch: Sequence[Example], starts: Sequence[int], bos: int) -> Packed:
     start, length = max(starts), max(sum(map(len, e.tokens)) for e in batch)
     ids = torch.zeros((len(batch), start + length), dtype=torch.int64)
     labels = torch.full_like(ids, IGNORED)
+    importance = torch.zeros(ids.shape)
     segments = torch.full_like(ids, PADDING)
     positions = torch.zeros_like(ids)
     image_mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -217,11 +222,12 @@ def pack(batch: Sequence[Example], starts: Sequence[int], bos: int) -> Packed:
         positions[row, : starts[row]] = torch.arange(starts[row])
         image_mask[row, 1 : starts[row]] = True
         at = start
-        for segment, (tokens, answer_start) in enumerate(zip(example.tokens, example.answer_starts, strict=True)):
+        for segment, (tokens, answer_start, weight) in enumerate(zip(example.tokens, example.answer_starts, example.importance, strict=True)):
             span = slice(at, at + len(tokens))
             ids[row, span] = torch.tensor(tokens)
             labels[row, at + answer_start - 1 : at + len(tokens) - 1] = torch.tensor(tokens[answer_start:])
+            importance[row, span] = weight
             segments[row, span] = segment
             positions[row, span] = starts[row] + torch.arange(len(tokens))
             at += len(tokens)
-    return Packed(ids, labels, segments, positions, image_mask)
+    return Packed(ids, labels, importance, segments, positions, image_mask)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from geopixel.demo import CLASSES, DEMO_SEEDS, TRAINING_SEEDS
 from geopixel.model import GeoPixel
 from geopixel.model.geopixel import DESCRIBE_PROMPT, PRESENCE_PROMPT, SEGMENT_PROMPT
+from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
 from geopixel.training import train_nano
-from geopixel.training.examples import DEFAULT_SMALLEST_SHARE, SMALLEST_SHARE, Teacher
+from geopixel.training.examples import DEFAULT_SMALLEST_SHARE, DENIAL, SMALLEST_SHARE, Teacher
+from geopixel.training.losses import read_batch
 from geopixel.training.rendered import RenderedExamples, render_scenes
 from geopixel.training.scratch import nano_config
 from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, PHRASES, STRANGE, UNLABELLED, WORDINGS, describe, train_tokenizer
@@ -46,7 +50,7 @@ def test_what_an_example_asks_is_answered_by_the_picture(examples: RenderedExamp
     share = {name: float((codes == code).mean()) for name, code in CLASSES.items()}
     there = {name for name in share if share[name] >= SMALLEST_SHARE.get(name, DEFAULT_SMALLEST_SHARE)}
     masks = []
-    for tokens, start in zip(example.tokens, example.answer_starts, strict=True):
+    for tokens, start, importance in zip(example.tokens, example.answer_starts, example.importance, strict=True):
         said = tokenizer.decode(tokens[start:], skip_special=True).removesuffix(ANSWER_END)
         asked = tokenizer.decode(tokens[:start]).removeprefix(USER).removesuffix(ASSISTANT)
         assert tokens[-1] == tokenizer.eos
@@ -57,6 +61,7 @@ def test_what_an_example_asks_is_answered_by_the_picture(examples: RenderedExamp
                 assert concept in STRANGE or concept in CLASS_OF
                 name = CLASS_OF.get(concept)
                 assert said == (yes if name in there else no)
+                assert importance == (DENIAL if name and said == no else 1)
                 assert name is None or name in there or share[name] == 0, "too little of it to ask"
                 masks += [name] if said == yes == "It is [SEG] ." else []
         if asked == DESCRIBE_PROMPT:
@@ -67,6 +72,27 @@ def test_what_an_example_asks_is_answered_by_the_picture(examples: RenderedExamp
     for name, shares, weights in zip(CONCEPTS, example.shares, example.weights, strict=True):
         assert float(shares.mean()) == pytest.approx(share.get(name, 0), abs=1e-6)
         assert (weights == (name in CLASSES)).all()
+
+
+def test_answers_count_by_their_importance(examples: RenderedExamples) -> None:
+    """The loss of a batch is linear in the weight of each question, and one of weight 0 might be any other."""
+    network, tokenizer = GeoPixelNetwork(examples.teacher.config), examples.teacher.tokenizer
+    ids = {"bos": tokenizer.bos, "seg": tokenizer.seg}
+    example = next(one for one in map(examples.__getitem__, range(10)) if len(one.tokens) > 2)
+    count = len(example.tokens)
+
+    def loss(importance: list[float], **changed: object) -> Tensor:
+        return read_batch(network, [replace(example, importance=importance, **changed)], **ids).answers
+
+    with torch.no_grad():
+        alone = [loss([float(i == j) for j in range(count)]) for i in range(count)]
+        lengths = [len(tokens) - start for tokens, start in zip(example.tokens, example.answer_starts, strict=True)]
+        weights = [1.0 + i for i in range(count)]
+        mean = sum(w * n * one for w, n, one in zip(weights, lengths, alone, strict=True)) / sum(w * n for w, n in zip(weights, lengths, strict=True))
+        torch.testing.assert_close(loss(weights), mean, rtol=1e-4, atol=1e-5)
+        other = [[*example.tokens[0][:-2], tokenizer.eos, tokenizer.bos], *example.tokens[1:]]
+        silent = [0.0, *[1.0] * (count - 1)]
+        torch.testing.assert_close(loss(silent, tokens=other), loss(silent), rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_labels_do_not_tell_is_neither_asked_nor_learnt(examples: RenderedExamples) -> None:
