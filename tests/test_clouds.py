@@ -130,7 +130,7 @@ def test_masked_pixels_never_become_features(cloudy: tuple[Path, shapely.Polygon
 
     clear, found = gpd.read_parquet(serial / "features.parquet"), gpd.read_parquet(tmp_path / "run" / "features.parquet")
     hidden = gpd.GeoSeries([ground], crs="EPSG:32633").to_crs(clear.crs)[0].buffer(-1e-7 if clear.crs.is_geographic else -0.01)  # less the rounding
-    assert clear.intersects(hidden).sum() > 20
+    assert clear.intersection(hidden).union_all().area > 0.03 * hidden.area, "without the clouds there is something to find"
     assert not found.intersects(hidden).any()
     assert len(found) > 5
     run = load_run(Folder(str(tmp_path / "run")))
