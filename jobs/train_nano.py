@@ -1,5 +1,5 @@
-"""Trains nano: from scratch on rendered scenes, as the bundled weights were made (the default), or with --real on those and real imagery together,
-from the weights that --start holds."""
+"""Trains nano: from scratch on rendered scenes (the default), or with --real on those and real imagery together, from the weights that --start holds,
+as the bundled ones were made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from geopixel.training import Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
-PICTURES = ("6000", "2000", "6", "1e-3")
-WORDS = ("800", "300", "4", "1e-3")
-TOGETHER = ("400", "300", "4", "3e-4")
+PICTURES = ("1600", "700", "8", "1.5e-3")
+WORDS = ("700", "200", "4", "1e-3")
+TOGETHER = ("200", "150", "4", "3e-4")
 
 
 def main() -> None:

