@@ -64,6 +64,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "TILES_PER_TASK", TOGETHER)
+    monkeypatch.setattr(runner, "TASKS_PER_ACTOR", 1)
 
 
 @pytest.fixture
