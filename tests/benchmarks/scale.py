@@ -397,7 +397,7 @@ def measure(name: str) -> tuple[list[Figure], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What a country asks of all but the model.")
-    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes about five minutes")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes twenty minutes and more on two cores")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
     parser.add_argument("--part", choices=("flow", "driver", "country", "predictions", "nano"), help=argparse.SUPPRESS)
     for name, kind in {"rate": float, "tiles": int, "folder": str}.items():
