@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from geopixel.errors import GeoPixelError
 from geopixel.training import Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
@@ -41,22 +42,25 @@ def main() -> None:
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
     device, workers, anew = arguments.pop("device"), arguments.pop("workers"), arguments.pop("anew")
     stages = {name: arguments.pop(name) for name in ("pictures", "words", "together")}
-    if data is None:
-        train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
-        return
-    adapt_nano(
-        start,
-        arguments["out"],
-        arguments["work"],
-        data,
-        scenes=arguments["scenes"] or 60,
-        seed=arguments["seed"],
-        leave_out=leave_out,
-        anew=anew,
-        device=device,
-        workers=workers,
-        stages={name: Stage(int(steps), int(decay), int(batch), float(rate)) for name, (steps, decay, batch, rate) in stages.items()},
-    )
+    try:
+        if data is None:
+            train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
+            return
+        adapt_nano(
+            start,
+            arguments["out"],
+            arguments["work"],
+            data,
+            scenes=arguments["scenes"] or 60,
+            seed=arguments["seed"],
+            leave_out=leave_out,
+            anew=anew,
+            device=device,
+            workers=workers,
+            stages={name: Stage(int(steps), int(decay), int(batch), float(rate)) for name, (steps, decay, batch, rate) in stages.items()},
+        )
+    except (GeoPixelError, ValueError, OSError) as error:
+        parser.exit(2, f"train_nano: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of TOGETHER tiles, also where a run has few left."""
     monkeypatch.setattr(runner, "TILES_PER_TASK", TOGETHER)
     monkeypatch.setattr(runner, "TASKS_PER_ACTOR", 1)
 

@@ -188,15 +188,12 @@ class RayRunner:
             **resources,
         )
         with _own_errors():
-            # Not iter_rows: every few seconds it sends off the statistics of all blocks so far, which for a country keeps the driver busy with nothing else.
-            for bundle in receipts.iter_internal_ref_bundles():
-                for block in ray.get(bundle.block_refs):
-                    for row in block.to_pylist():
-                        job = row.pop("job"), row.pop("of")
-                        receipt = TileReceipt(**row) if row["tile_id"] else None
-                        if receipt is not None:
-                            metrics.count_tile(receipt)
-                        yield job, receipt
+            for row in _received(receipts):
+                job = row.pop("job"), row.pop("of")
+                receipt = TileReceipt(**row) if row["tile_id"] else None
+                if receipt is not None:
+                    metrics.count_tile(receipt)
+                yield job, receipt
 
     def note(self, stage: Literal["plan", "publish"], seconds: float) -> None:
         start()
@@ -210,6 +207,13 @@ class RayRunner:
             done, waiting = ray.wait(waiting)
             with _own_errors():
                 yield ray.get(done[0])
+
+
+def _received(rows: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """As iter_rows gives them, which every few seconds sends off the statistics of all blocks so far: of a country the driver would do nothing else."""
+    for bundle in rows.iter_internal_ref_bundles():
+        for block in ray.get(bundle.block_refs):
+            yield from block.to_pylist()
 
 
 def _rows(folder: Folder, tiles: Tiles | None, job: int) -> pa.Table:

@@ -87,8 +87,8 @@ class Teacher:
         starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        asked_for = numbers(present), numbers(denied)
-        return Example(crops, grid, pixels, list(tokens), list(starts), importance, *asked_for, *planes(truth, known, pixels.shape[-1] // 4))
+        shares_and_weights = planes(truth, known, pixels.shape[-1] // 4)
+        return Example(crops, grid, pixels, list(tokens), list(starts), importance, numbers(present), numbers(denied), *shares_and_weights)
 
     def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int) -> Example:
         """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""

