@@ -7,6 +7,9 @@ BIN := .venv/bin
 OUT := runs/demo
 PROMPTS := building road water tree
 
+# Where it is set every worker of Ray would compile all that it imports anew, for some seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: map test install
 .DEFAULT_GOAL := map
 
