@@ -83,19 +83,20 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "tile_id": prediction.tile_id,
         "state": prediction.state,
         "reason": prediction.reason,
-        "logits": None if logits is None else logits.tobytes(),
+        "logits": _bytes(logits),
         "logits_shape": None if logits is None else logits.shape,
-        "scene": None if scene is None else scene.astype("<u2").tobytes(),
+        "scene": None if scene is None else _bytes(scene.astype("<u2", copy=False)),
         "scene_shape": None if scene is None else scene.shape,
         "scores": prediction.scores,
         "description": None if described is None else described.text,
-        "description_logits": None if described is None else described.logits.tobytes(),
+        "description_logits": None if described is None else _bytes(described.logits),
         "description_shape": None if described is None else described.logits.shape,
     }
     row["crc32"] = _checksum(row)
+    columns = [_binary(row[field.name]) if pa.types.is_binary(field.type) else pa.array([row[field.name]], field.type) for field in PREDICTION_SCHEMA]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist([row], PREDICTION_SCHEMA))
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PREDICTION_SCHEMA))
     folder.put(_path(prediction.tile_id, prediction.state), sink.getvalue().to_pybytes())
     if prediction.state != "failed":
         folder.delete(_path(prediction.tile_id, "failed"))
@@ -129,7 +130,24 @@ def _decode(data: bytes) -> TilePrediction:
 
 
 def _checksum(row: Mapping[str, Any]) -> int:
-    return zlib.crc32(b"".join(row[field.name] or b"" for field in PREDICTION_SCHEMA if pa.types.is_binary(field.type)))
+    check = 0
+    for field in PREDICTION_SCHEMA:
+        if pa.types.is_binary(field.type):
+            check = zlib.crc32(row[field.name] or b"", check)
+    return check
+
+
+def _bytes(plane: np.ndarray | None) -> memoryview | None:
+    """Those of an array in C order, not copied: a tile has megabytes, of which zstd leaves kilobytes."""
+    return None if plane is None else np.ascontiguousarray(plane).data.cast("B")
+
+
+def _binary(value: memoryview | None) -> pa.Array:
+    """An Arrow array of one value, over its bytes themselves."""
+    if value is None:
+        return pa.nulls(1, pa.binary())
+    offsets = np.array([0, value.nbytes], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(value)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,6 +253,11 @@ def attempts(folder: Folder, tile_id: str) -> int:
         return int(folder.get(f"attempts/{tile_id}"))
     except FileNotFoundError:
         return 0
+
+
+def begin_first_attempt(folder: Folder, tile_id: str) -> bool:
+    """Notes that a worker begins the tile, unless one has begun it before; returns whether it is the first."""
+    return folder.create_json(f"attempts/{tile_id}", 1)
 
 
 def begin_attempt(folder: Folder, tile_id: str) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -112,9 +112,8 @@ class Folder:
 
     def delete(self, path: str) -> None:
         """Removes a file; one that is not there is fine."""
-        if self.exists(path):
-            with self.reached():
-                obstore.delete(self.open(), path)
+        with suppress(FileNotFoundError), self.reached(unless=FileNotFoundError):
+            obstore.delete(self.open(), path)
 
     def list(self, prefix: str = "") -> list[str]:
         """Paths of all files whose path starts with the folder prefix, sorted; none where the folder is missing."""

@@ -20,23 +20,22 @@ def befall() -> None:
     """For every worker of a job, before its first task: it notes its process and each tile that it has stored in the file that JOURNAL names, and
     the tile that KILLER names ends whoever is about to predict it."""
     from geopixel import ledger
-    from geopixel.pipeline import MAX_ATTEMPTS
+    from geopixel.pipeline import tiles
 
     journal, killer = os.environ[JOURNAL], os.environ[KILLER]
-    store, begin = ledger.store_prediction, ledger.begin_attempt
+    store, predict = ledger.store_prediction, tiles._predict
 
     def store_and_note(folder, prediction):  # type: ignore[no-untyped-def]
         store(folder, prediction)
         with open(journal, "a") as file:  # noqa: PTH123  # one short write: lines of several workers do not mix
             file.write(f"{os.getpid()} {prediction.tile_id}\n")
 
-    def begin_and_end(folder, tile_id):  # type: ignore[no-untyped-def]
-        number = begin(folder, tile_id)
-        if tile_id == killer and number <= MAX_ATTEMPTS:
+    def end_or_predict(predictor, pictures):  # type: ignore[no-untyped-def]
+        if killer in {picture.tile.id for picture, _ in pictures}:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number
+        return predict(predictor, pictures)
 
-    ledger.store_prediction, ledger.begin_attempt = store_and_note, begin_and_end
+    ledger.store_prediction, tiles._predict = store_and_note, end_or_predict
 
 
 def read_journal(path: Path) -> list[tuple[int, str]]:

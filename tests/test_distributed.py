@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 from geopixel.distributed import RayRunner, start
+from geopixel.distributed.runner import _binary, _buffers
 from geopixel.pipeline import map_area
 from geopixel.storage import Folder
 from tests.conftest import NANO, assert_equal_maps, demo_request, quiet
@@ -23,6 +26,19 @@ def cluster() -> Iterator[None]:
     start()
     yield
     ray.shutdown()
+
+
+def test_pictures_travel_as_they_are() -> None:
+    """Also where a batch is cut out of a block, and where it comes in pieces."""
+    random = np.random.default_rng(0)
+    values = [random.integers(0, 256, count, np.uint8) for count in (5, 0, 12, 3)]
+    column = pa.chunked_array([_binary(value) for value in values])
+    whole = pa.chunked_array([column.combine_chunks()])
+    for each in (column, whole):
+        assert [bytes(buffer) for buffer in _buffers(each)] == [value.tobytes() for value in values]
+        assert [bytes(buffer) for buffer in _buffers(each.slice(1, 2))] == [value.tobytes() for value in values[1:3]]
+    address = values[2].ctypes.data
+    assert next(_buffers(column.slice(2))).address == address, "no copy"
 
 
 @pytest.mark.usefixtures("cluster")

@@ -184,7 +184,9 @@ def test_attempts_are_counted_for_each_tile_alone_until_they_end(folder: Folder)
     assert ledger.begin_attempt(folder, "512_1_20") == 1
     ledger.end_attempts(folder, "512_1_2")
     assert folder.list() == ["attempts/512_1_20"]
-    assert ledger.begin_attempt(folder, "512_1_2") == 1
+    assert ledger.begin_first_attempt(folder, "512_1_2")
+    assert not ledger.begin_first_attempt(folder, "512_1_2")
+    assert ledger.attempts(folder, "512_1_2") == 1
 
 
 def test_a_new_submission_gives_every_tile_one_more_try(folder: Folder) -> None:

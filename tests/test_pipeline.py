@@ -19,7 +19,7 @@ import shapely
 import xarray as xr
 
 from geopixel import features, ledger, mosaic
-from geopixel.errors import NoScenesError, RunConflictError
+from geopixel.errors import NoScenesError, RunConflictError, StorageError
 from geopixel.evaluation import evaluate_run, rendered_truth
 from geopixel.model.config import find_model
 from geopixel.mosaic import NONE
@@ -47,6 +47,7 @@ from geopixel.storage import Folder
 from geopixel.types import HALO, STATUS_CODES, Grid, Tile, TileImage, TilePrediction, TileReceipt
 from geopixel.verification import verify
 from tests.conftest import NANO, PROMPTS, assert_equal_maps, demo_request, quiet, rasters
+from tests.misfortune import wait_for
 
 
 def ask(catalog: Path, area: shapely.Geometry | None = None, **settings: object) -> MapRequest:
@@ -386,6 +387,50 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
     assert predictor.groups == [names[:3], [names[0]], [names[1]], [names[2]], names[3:]]
     assert {name: receipts[name].state for name in names} == dict.fromkeys(names, "empty") | {names[1]: "failed"}
     assert receipts[names[1]].reason == "RuntimeError: too much"
+    assert folder.list("attempts") == []
+
+
+class Pacing(Recorder):
+    """Finds something in every second tile, and goes on only when what came before is stored."""
+
+    batch_size = 1
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def predict(self, images: Sequence[TileImage]) -> list[TilePrediction]:
+        begun = {path.rsplit("/", 1)[1] for path in self.folder.list("attempts")}
+        assert images[0].tile.id in begun, "a tile is noted before it is tried"
+        for (earlier,) in self.groups:
+            wait_for(lambda name=earlier: self.folder.exists(f"predictions/empty/{name}.arrow"))  # type: ignore[misc]
+        return super().predict(images)
+
+
+def test_the_model_works_while_others_store(tmp_path: Path) -> None:
+    """It is asked for the second tile before anybody has taken the receipt of the first."""
+    folder, seen = Folder(str(tmp_path)), pictures(4)
+    predictor = Pacing(folder)
+    receipts = predict_tiles(folder, predictor, seen, MAX_ATTEMPTS)  # type: ignore[arg-type]
+    assert next(receipts).tile_id == ids(seen)[0]
+    assert len(predictor.groups) == 2
+    assert [receipt.tile_id for receipt in receipts] == ids(seen)[1:]
+    assert folder.list("attempts") == []
+
+
+def test_an_answer_that_cannot_be_stored_is_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are those of the tiles that had been begun by then."""
+    folder, seen = Folder(str(tmp_path)), pictures(7)
+    store = ledger.store_prediction
+
+    def full(folder: Folder, prediction: TilePrediction) -> None:
+        if prediction.tile_id == ids(seen)[1]:
+            raise StorageError("no space left")
+        store(folder, prediction)
+
+    monkeypatch.setattr(ledger, "store_prediction", full)
+    with pytest.raises(StorageError, match="no space left"):
+        list(predict_tiles(folder, Recorder(), seen, MAX_ATTEMPTS))  # type: ignore[arg-type]
     assert folder.list("attempts") == []
 
 

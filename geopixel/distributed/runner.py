@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +45,16 @@ PIECES = 64
 SECONDS_PER_ASKING = 0.5
 """Between looks at which runs have been finished."""
 
+DEATHS_AT_START = 5
+"""Workers that may die one after the other while they load the model: Ray Data else ends the run with the first whose machine is taken away then."""
+RAY_SETTINGS = {
+    # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Milliseconds. It else ends what idles for a second, where workers are more than cores; the next reader would import for seconds.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+}
+"""Environment of a Ray that starts here; what the user has set stays."""
+
 _CODEC = pa.Codec("lz4_raw")
 """Of the plane of scenes, which hardly ever changes within a tile."""
 
@@ -51,8 +62,8 @@ _CODEC = pa.Codec("lz4_raw")
 def start() -> None:
     """Joins the cluster of a submitted job, else starts Ray on this machine."""
     if not ray.is_initialized():
-        # Its C++ parts else tell every user of an actor pool, as an error, what could happen if the driver lost the actors' arguments.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for name, value in RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
         if events.SUBMITTED in os.environ:  # its log is read by machines
             local["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
@@ -61,6 +72,7 @@ def start() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+    context.max_consecutive_actor_init_deaths = DEATHS_AT_START
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
 
 
@@ -180,11 +192,14 @@ class RayRunner:
         """For every row of _rows, in any order: the job it is of and how many rows that has, and the receipt of its tile, if there is one."""
         gpus, (fewest, most) = self._gpus(), self._actors()
         resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": GPU_ACTOR_CPUS} if gpus else {"num_cpus": ACTOR_CPUS}
-        receipts = rows.map(_see, num_cpus=READER_CPUS).map_batches(
+        seen = rows.map_batches(_see, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS)
+        receipts = seen.map_batches(
             _Look,
             fn_constructor_kwargs={"request": request, "max_attempts": self.max_attempts},
             batch_size=together,
-            compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks)),
+            batch_format="pyarrow",
+            # The model works on one batch; of a second one its worker takes in the pictures meanwhile.
+            compute=ray.data.ActorPoolStrategy(min_size=min(fewest, tasks), max_size=min(most, tasks), max_concurrent_calls_per_actor=2),
             **resources,
         )
         with _own_errors():
@@ -233,21 +248,35 @@ def _run(url: str) -> tuple[Run, Assignment]:
     return run, assign_tiles(run, tiles[tiles.to_read])
 
 
-def _see(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the tile's picture as bytes: typed columns travel between workers without pickling."""
-    if not row["size"]:
-        return row | {"read_seconds": 0.0, "read_bytes": 0, "rgb": b"", "scene": b"", "reason": ""}
-    run, assigned = _run(row["folder"])
-    seen = see_tile(run, _tile(row), assigned)
-    picture = seen.picture
-    spent = {"read_seconds": seen.read_seconds, "read_bytes": seen.read_bytes}
-    if isinstance(picture, TilePrediction):
-        return row | spent | {"rgb": b"", "scene": b"", "reason": picture.reason}
-    return row | spent | {"rgb": picture.rgb.tobytes(), "scene": _CODEC.compress(picture.scene, asbytes=True), "reason": ""}
+def _see(rows: pa.Table) -> Iterator[pa.Table]:
+    """Row by row, each with the tile's picture as bytes: Arrow's columns travel between workers without pickling."""
+    for at, row in enumerate(rows.to_pylist()):
+        seen, rgb, scene = Seen(TilePrediction("", "failed"), 0.0, 0), np.empty(0, np.uint8), b""
+        if row["size"]:
+            run, assigned = _run(row["folder"])
+            seen = see_tile(run, _tile(row), assigned)
+        picture = seen.picture
+        if isinstance(picture, TileImage):
+            rgb, scene = picture.rgb, _CODEC.compress(picture.scene, asbytes=True)
+        told = {
+            "read_seconds": pa.array([seen.read_seconds]),
+            "read_bytes": pa.array([seen.read_bytes], pa.int64()),
+            "rgb": _binary(np.ascontiguousarray(rgb)),
+            "scene": pa.array([scene], pa.binary()),
+            "reason": pa.array([picture.reason if isinstance(picture, TilePrediction) else ""]),
+        }
+        here = rows.slice(at, 1)
+        yield pa.table({**{name: here[name] for name in here.column_names}, **told})
+
+
+def _binary(pixels: np.ndarray) -> pa.Array:
+    """An array of one binary value, these bytes themselves: a picture is megabytes, and every copy costs as much as storing its mask."""
+    offsets = np.array([0, pixels.nbytes], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])
 
 
 def _tile(row: dict[str, Any]) -> Tile:
-    return Tile(Grid(row["crs"], float(row["resolution"])), int(row["size"]), int(row["column"]), int(row["row"]))
+    return Tile(Grid(row["crs"], row["resolution"]), row["size"], row["column"], row["row"])
 
 
 class _Look:
@@ -260,13 +289,14 @@ class _Look:
         self.predictor = Predictor.load(request.model, request.prompts, request.describe)
         self.since = time.monotonic()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         """A row for every receipt, with the job that its tile is of; those of a job without tiles stay, with an empty tile_id."""
         began = time.monotonic()
         done: list[tuple[int, int, TileReceipt | None]] = []
-        for job in dict.fromkeys(batch["job"].tolist()):  # tiles of several runs may come together
-            rows = [{name: values[row] for name, values in batch.items()} for row in np.flatnonzero(batch["job"] == job)]
-            count = int(rows[0]["of"])
+        every = _unpacked(batch)
+        for job in dict.fromkeys(row["job"] for row in every):  # tiles of several runs may come together
+            rows = [row for row in every if row["job"] == job]
+            count = rows[0]["of"]
             seen = [_seen(row) for row in rows if count]
             receipts = list(predict_tiles(Folder(rows[0]["folder"]), self.predictor, seen, self.max_attempts))
             done += [(job, count, receipt) for receipt in receipts] if count else [(job, count, None)]
@@ -278,13 +308,29 @@ class _Look:
         return columns | {"job": [job for job, _, _ in done], "of": [count for _, count, _ in done]}
 
 
+def _unpacked(batch: pa.Table) -> list[dict[str, Any]]:
+    """The rows, their pictures (rgb) as buffers in the memory that the workers of a node share."""
+    rows: list[dict[str, Any]] = batch.drop_columns("rgb").to_pylist()
+    for row, rgb in zip(rows, _buffers(batch["rgb"]), strict=True):
+        row["rgb"] = rgb
+    return rows
+
+
+def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
+    """The values of a binary column. Its scalars would be copies."""
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        yield from (data.slice(start, end - start) for start, end in pairwise(ends))
+
+
 def _seen(row: dict[str, Any]) -> Seen:
     tile = _tile(row)
-    picture = _picture(tile, row["rgb"], row["scene"]) if row["rgb"] else TilePrediction(tile.id, "failed", reason=row["reason"])
-    return Seen(picture, float(row["read_seconds"]), int(row["read_bytes"]))
+    picture = _picture(tile, row["rgb"], row["scene"]) if row["rgb"].size else TilePrediction(tile.id, "failed", reason=row["reason"])
+    return Seen(picture, row["read_seconds"], row["read_bytes"])
 
 
-def _picture(tile: Tile, rgb: bytes, scene: bytes) -> TileImage:
+def _picture(tile: Tile, rgb: pa.Buffer, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
     origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
     return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))

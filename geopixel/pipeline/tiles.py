@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 """A tile that was begun this often without a result kills its workers: it is set aside as failed."""
+STORING = 4
+"""Threads that store: an object store answers in tens of milliseconds, and a tile asks it some five times."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,63 +62,95 @@ def see_tile(run: Run, tile: Tile, assigned: Assignment) -> Seen:
     return Seen(picture, time.monotonic() - began, sum(each.bytes for each in touched))
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is to be stored of a tile."""
+
+    prediction: TilePrediction
+    seen: Seen
+    predict_seconds: float = 0.0
+    backend: str = ""
+
+
 def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], max_attempts: int) -> Iterator[TileReceipt]:
-    """Predicts and stores tiles, as many together as the model takes. A tile that was begun before without a result is tried alone, so that
-    one that ends its workers costs no other its place; begun max_attempts times it is set aside. Raises StorageError where a prediction cannot be
-    stored; that is no attempt of its tile."""
-    seen = iter(seen)
-    while batch := list(islice(seen, predictor.batch_size)):
-        try:
-            yield from _predict_batch(folder, predictor, batch, max_attempts)
-        except StorageError:
-            with suppress(StorageError):  # the worker lives: nothing is to be said against its tiles
-                for one in batch:
-                    if isinstance(one.picture, TileImage):
-                        ledger.end_attempts(folder, one.picture.tile.id)
-            raise
+    """Predicts and stores tiles, as many together as the model takes. While it works, threads store the answers before and begin the tiles that come
+    next. A tile that was begun before without a result is tried alone, so that one that ends its workers costs no other its place; begun max_attempts
+    times it is set aside. Raises StorageError where a prediction cannot be stored; that is no attempt of its tile."""
+    seen, begun = iter(seen), set[str]()
+    storing: deque[Future[TileReceipt]] = deque()
+    try:
+        with ThreadPoolExecutor(STORING) as threads:
+            batches = iter(lambda: list(islice(seen, predictor.batch_size)), [])
+            for batch in _drawn_ahead(_begin(threads, folder, batch, begun) for batch in batches):
+                for answer in _predict_batch(folder, predictor, batch, max_attempts, storing):
+                    storing.append(threads.submit(_keep, folder, answer))
+                while len(storing) > len(batch):
+                    yield storing.popleft().result()
+            while storing:
+                yield storing.popleft().result()
+    except StorageError:
+        with suppress(StorageError):  # the worker lives: nothing is to be said against its tiles
+            for tile_id in begun:
+                ledger.end_attempts(folder, tile_id)
+        raise
 
 
-def _predict_batch(folder: Folder, predictor: Predictor, batch: Sequence[Seen], max_attempts: int) -> Iterator[TileReceipt]:
+def _begin(threads: Executor, folder: Folder, batch: Sequence[Seen], begun: set[str]) -> list[tuple[Seen, Future[bool] | None]]:
+    """The tiles, and whether this is the first attempt at each; None where there is nothing to try. Their ids are put into begun."""
+    pictures = [one.picture.tile.id if isinstance(one.picture, TileImage) else None for one in batch]
+    begun.update(filter(None, pictures))
+    return [(one, threads.submit(ledger.begin_first_attempt, folder, tile_id) if tile_id else None) for one, tile_id in zip(batch, pictures, strict=True)]
+
+
+def _drawn_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items; when one is given the next is drawn already."""
+    waiting = deque(islice(items, 1))
+    while waiting:
+        waiting.extend(islice(items, 1))
+        yield waiting.popleft()
+
+
+def _predict_batch(
+    folder: Folder, predictor: Predictor, batch: Iterable[tuple[Seen, Future[bool] | None]], max_attempts: int, storing: Iterable[Future[TileReceipt]]
+) -> Iterator[_Answer]:
     """Tiles that the model takes together."""
-    pictures: list[tuple[TileImage, Seen]] = []
     fresh: list[tuple[TileImage, Seen]] = []
-    for one in batch:
+    again: list[tuple[TileImage, Seen]] = []
+    for one, first in batch:
         if isinstance(one.picture, TilePrediction):
-            yield _keep(folder, one.picture, one)
+            yield _Answer(one.picture, one)
+        elif first is not None:
+            (fresh if first.result() else again).append((one.picture, one))
+    for picture, one in again:
+        wait(storing)  # what it may end along with its worker
+        if (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
+            yield _Answer(TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
         else:
-            pictures.append((one.picture, one))
-    for picture, one in pictures:
-        if not ledger.attempts(folder, picture.tile.id):
-            fresh.append((picture, one))
-        elif (attempt := ledger.begin_attempt(folder, picture.tile.id)) > max_attempts:
-            yield _keep(folder, TilePrediction(picture.tile.id, "failed", reason=f"its worker ended {attempt - 1} times"), one)
-        else:
-            yield from _predict(folder, predictor, [(picture, one)])
-    for picture, _ in fresh:
-        ledger.begin_attempt(folder, picture.tile.id)
+            yield from _predict(predictor, [(picture, one)])
     if fresh:
-        yield from _predict(folder, predictor, fresh)
+        yield from _predict(predictor, fresh)
 
 
-def _predict(folder: Folder, predictor: Predictor, pictures: Sequence[tuple[TileImage, Seen]]) -> Iterator[TileReceipt]:
-    """Predicts and stores tiles whose attempt has begun. One that does not fit the context or the memory is a hole, not the end of the run."""
+def _predict(predictor: Predictor, pictures: Sequence[tuple[TileImage, Seen]]) -> Iterator[_Answer]:
+    """Predicts tiles whose attempt has begun. One that does not fit the context or the memory is a hole, not the end of the run."""
     began = time.monotonic()
     try:
         predictions = predictor.predict([picture for picture, _ in pictures])
     except (ValueError, RuntimeError) as error:
         if len(pictures) > 1:
             for pair in pictures:
-                yield from _predict(folder, predictor, [pair])
+                yield from _predict(predictor, [pair])
             return
         predictions = [TilePrediction(pictures[0][0].tile.id, "failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")]
     each = (time.monotonic() - began) / len(pictures)
     for prediction, (_, one) in zip(predictions, pictures, strict=True):
-        yield _keep(folder, prediction, one, each, predictor.backend)
+        yield _Answer(prediction, one, each, predictor.backend)
 
 
-def _keep(folder: Folder, prediction: TilePrediction, seen: Seen, predict_seconds: float = 0.0, backend: str = "") -> TileReceipt:
+def _keep(folder: Folder, answer: _Answer) -> TileReceipt:
     """Stored before it counts."""
+    prediction, seen = answer.prediction, answer.seen
     ledger.store_prediction(folder, prediction)
     ledger.end_attempts(folder, prediction.tile_id)
-    times = {"read_seconds": seen.read_seconds, "predict_seconds": predict_seconds}
-    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, **times, read_bytes=seen.read_bytes, backend=backend)
+    times = {"read_seconds": seen.read_seconds, "predict_seconds": answer.predict_seconds}
+    return TileReceipt(prediction.tile_id, prediction.state, prediction.reason, **times, read_bytes=seen.read_bytes, backend=answer.backend)
