@@ -23,7 +23,7 @@ def invented(kind: str) -> Any:
             reachable = min(1.0, 2 / CPU[kind] / (scale.GPUS * options["rate"]))
             return {"cpu": CPU[kind], "reading": 0.01, "rate": options["rate"] * scale.GPUS * reachable, "busy": 0.97 * reachable}
         if part == "driver":
-            return {"memory": 1e8 + (1000 if kind == "slow" else 1) * options["tiles"], "seconds": 1.0, "cpu": 0.001}
+            return {"memory": 1e8 + (1000 if kind == "slow" else 1) * options["tiles"], "seconds": 1.0}
         if part == "nano":
             return {"cpu": 0.5}
         stages = {"planned": 3.0, "recorded": 10.0, "resumed": 4.0}
@@ -53,6 +53,12 @@ def test_what_the_cores_cannot_give_is_not_asked_of_them(kind: str, monkeypatch:
         assert missed == ["overhead a tile, without reading it", "driver, 100,000 tiles above 1,000"]
     assert rows["a country planned, recorded, resumed"][0] == "17 s"
     assert "4.7 tiles/s an H200, 6,387 km2/h; 500,000 km2 on 8, 95% busy: 10.3 h" in printed.out
+
+
+def test_what_an_ended_process_took_is_not_left_out() -> None:
+    assert scale.spent_between({1: 2.0, 2: 3.0}, {1: 2.5, 2: 3.0, 3: 1.0}) == 1.5
+    with pytest.raises(AssertionError, match="1 processes ended"):
+        scale.spent_between({1: 2.0, 2: 3.0}, {1: 2.5})
 
 
 def test_a_country_is_planned_recorded_and_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
