@@ -35,12 +35,18 @@ STAGES = ("pictures", "words", "together")
 MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
 """Share of the examples that each kind of data gives."""
 SEARCHED = 4
-"""Places looked at for a window of buildings, of which the fullest is taken."""
+"""Places looked at for a window that should be full, of which the fullest is taken."""
+SOUGHT = ("building", "road", "water")
+SOUGHT_SHARE = 0.5
+"""What rendered windows should be full of, one of these each, and their share that is searched for."""
 FULLEST = 0.6
 PASTED = 0.4
 """Shares of the windows of buildings that are searched for, and that are made denser."""
 RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
+
+PHRASES_ASKED = 2
+"""Single objects, or parts of the picture, that an example of the last stage asks for at most."""
 
 ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
@@ -82,6 +88,11 @@ class Windows:
         rng = np.random.default_rng((self.seed, index))
         return self.teacher.example(*self.draw(rng, 1), rng)
 
+    def referring(self, index: int) -> Example:
+        """An example that also asks for single objects, and for those in a part of the picture."""
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.example(*self.draw(rng, 1), rng, phrases=PHRASES_ASKED)
+
     def picture(self, index: int) -> Example:
         """Without words, zoomed in."""
         rng = np.random.default_rng((self.seed, index))
@@ -93,7 +104,7 @@ class Windows:
         weights = np.array([MIXTURE[kind] for kind in kinds])
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         if kind == "rendered":
-            rgb, truth = rendered_window(self.scenes, self.teacher.config.grounding.image_size // zoom, rng)
+            rgb, truth = self.fuller(rng, zoom)
             known: tuple[str, ...] = tuple(CLASSES)
         else:
             ground = draw_ground(self.grounds[kind], rng)
@@ -102,6 +113,14 @@ class Windows:
             known = ground.known
         rgb, truth = turn(rng, rgb, truth)
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
+
+    def fuller(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of a rendered scene, often the one of several with most of a concept: few show nothing but a lake, as tiles do. rgb (height, width, 3),
+        codes (height, width)"""
+        code = CONCEPTS[SOUGHT[rng.integers(len(SOUGHT))]]
+        size = self.teacher.config.grounding.image_size // zoom
+        drawn = [rendered_window(self.scenes, size, rng) for _ in range(SEARCHED if rng.random() < SOUGHT_SHARE else 1)]
+        return max(drawn, key=lambda window: float((window[1] == code).mean()))
 
     def denser(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
         """A window of ground with few buildings: often the fullest of several, often with those of another place, as dense as towns are that no site
@@ -176,10 +195,10 @@ class Adaptation:
         return self._train("words", stage, parts, self.windows.example, loss)
 
     def together(self, stage: Stage) -> list[list[float]]:
-        """Everything, at full size."""
+        """Everything, at full size, and phrases that mean single objects: only here do masks say whether they were understood."""
         parts = nn.ModuleList([self.network, self.probes])
         loss = partial(forward_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg, dice_weight=PICTURE_DICE)
-        return self._train("together", stage, parts, self.windows.example, loss)
+        return self._train("together", stage, parts, self.windows.referring, loss)
 
     def _train(
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from geopixel.model import processor
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.geopixel import DESCRIBE_PROMPT, NO, PRESENCE_PROMPT, SEGMENT_ANSWER, SEGMENT_PROMPT, YES
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
+from geopixel.training.referring import Referred, references
 from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, STRANGE, UNLABELLED, WORDINGS, describe
 
 DESCRIBED = 0.15
@@ -47,12 +49,14 @@ class Example:
     """Per question: weight of its answer."""
     concepts: list[int]
     """Concept of every mask of the answers, in their order, counted from 0."""
+    planes: list[int]
+    """Plane of every mask of the answers: a concept's own, or behind them one of what only a phrase means."""
     denied: list[int]
     """Concepts that were asked for in vain, counted from 0."""
     shares: Tensor
-    """(concepts, S, S) float32: share of each mask cell that the concept covers."""
+    """(planes, S, S) float32: share of each mask cell that is covered: by each concept, then by what each phrase means."""
     weights: Tensor
-    """(concepts, S, S) float32: share of each mask cell of which it is known whether the concept is there."""
+    """(planes, S, S) float32: share of each mask cell of which that is known."""
 
     def to(self, device: torch.device) -> Example:
         """With its tensors there."""
@@ -65,12 +69,14 @@ class Teacher:
     def __init__(self, config: GeoPixelConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
 
-    def example(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator) -> Example:
+    def example(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator, phrases: int = 0) -> Example:
         """rgb (height, width, 3) uint8; truth (height, width) uint8, codes of CONCEPTS, OTHER or UNLABELLED; known: the concepts that the labels
-        tell. rng chooses the questions and their wordings. A description needs labels that tell of more than one concept."""
+        tell. rng chooses the questions and their wordings. A description needs labels that tell of more than one concept. phrases: at most so many
+        single objects, or parts of the picture, are asked for beside the concepts."""
         shares = covered(truth)
         asked, present = askable(shares, known)
         denied: list[str] = []
+        referred: list[Referred] = []
         if present and len(known) > 1 and rng.random() < DESCRIBED:
             present.sort(key=lambda name: -shares[name])
             dialogues, importance = [self.dialogue(DESCRIBE_PROMPT, describe(present))], [1.0]
@@ -84,18 +90,24 @@ class Teacher:
             word = rng.choice(STRANGE if name == "strange" else WORDINGS[name])
             dialogues.append(self.dialogue(PRESENCE_PROMPT.format(word), f"{YES if name in present else NO}."))
             importance = [DENIAL if name in denied else 1.0 for name in (*asked, "strange", name)]
+            referred = list(islice(references(rgb, truth, known, rng), phrases)) if phrases else []
+            dialogues += [self.dialogue(SEGMENT_PROMPT.format(each.words), SEGMENT_ANSWER) for each in referred]
+            importance += [1.0] * len(referred)
         starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        shares_and_weights = planes(truth, known, pixels.shape[-1] // 4)
-        return Example(crops, grid, pixels, list(tokens), list(starts), importance, numbers(present), numbers(denied), *shares_and_weights)
+        concepts = numbers([*present, *(each.concept for each in referred)])
+        of_masks = [*numbers(present), *range(len(CONCEPTS), len(CONCEPTS) + len(referred))]
+        shares_and_weights = planes(truth, known, pixels.shape[-1] // 4, referred)
+        return Example(crops, grid, pixels, list(tokens), list(starts), importance, concepts, of_masks, numbers(denied), *shares_and_weights)
 
     def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int) -> Example:
         """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""
         asked, present = askable(covered(truth), known)
         denied = [name for name in asked if name not in present]
         pixels = processor.sam_pixels(rgb, edge)
-        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], numbers(present), numbers(denied), *planes(truth, known, edge // 4))
+        there = numbers(present)
+        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], there, there, numbers(denied), *planes(truth, known, edge // 4))
 
     def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of prompt and answer."""
@@ -121,8 +133,9 @@ def numbers(names: Sequence[str]) -> list[int]:
     return [order.index(name) for name in names]
 
 
-def planes(truth: np.ndarray, known: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
-    """Example's shares and weights, (concepts, size, size)."""
-    inside = np.stack([*(truth == code for code in CONCEPTS.values()), truth != UNLABELLED]).astype(np.float32)
+def planes(truth: np.ndarray, known: Sequence[str], size: int, referred: Sequence[Referred] = ()) -> tuple[Tensor, Tensor]:
+    """Example's shares and weights, (planes, size, size)."""
+    inside = np.stack([*(truth == code for code in CONCEPTS.values()), *(each.mask for each in referred), truth != UNLABELLED]).astype(np.float32)
     *shares, labelled = F.adaptive_avg_pool2d(torch.from_numpy(inside), size)
-    return torch.stack(shares), labelled * torch.tensor([float(name in known) for name in CONCEPTS])[:, None, None]
+    told = torch.tensor([float(name in known) for name in CONCEPTS] + [1.0] * len(referred))
+    return torch.stack(shares), labelled * told[:, None, None]

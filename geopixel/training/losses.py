@@ -73,7 +73,9 @@ class Probes(nn.Module):
 
 
 def planes(batch: Sequence[Example]) -> tuple[list[Tensor], list[Tensor]]:
-    return [example.shares for example in batch], [example.weights for example in batch]
+    """Those of the concepts."""
+    count = len(CONCEPTS)
+    return [example.shares[:count] for example in batch], [example.weights[:count] for example in batch]
 
 
 def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -116,7 +118,8 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     probed = probes.cell_loss(read.views, batch) + probes.map_loss(features, batch)
     if len(read.concepts):
         probed = probed + probes.concept_loss(read.states, read.concepts)
-        probes.remember(network.mask_prompts(read.states), read.concepts)
+        usual = torch.tensor([plane < len(CONCEPTS) for example in batch for plane in example.planes], device=read.states.device)
+        probes.remember(network.mask_prompts(read.states[usual]), read.concepts[usual])
     masks = drawn_loss(network, probes, features, network.mask_prompts(read.states), batch, dice_weight)
     return Losses(read.answers, masks, probed)
 
@@ -143,16 +146,16 @@ def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
 
 
 def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:
-    """Mean loss of the masks that prompts (one for each of the batch's concepts, hidden) give, and of some that must be empty."""
-    asked = [(row, concept, 1.0) for row, e in enumerate(batch) for concept in e.concepts]
+    """Mean loss of the masks that prompts (one for each of the batch's masks, hidden) give, and of some that must be empty."""
+    asked = [(row, plane, 1.0) for row, e in enumerate(batch) for plane in e.planes]
     denied = [(row, concept, DENIED_WEIGHT) for row, e in enumerate(batch) for concept in e.denied[:DENIED_MASKS] if probes.prompts[concept].any()]
     if not asked + denied:
         return prompts.sum() * 0
-    rows, concepts, importance = zip(*asked, *denied, strict=True)
-    remembered = probes.prompts[list(concepts[len(asked) :])]
+    rows, wanted, importance = zip(*asked, *denied, strict=True)
+    remembered = probes.prompts[list(wanted[len(asked) :])]
     owner = torch.tensor(rows, device=prompts.device)
     masks = network.grounding.decode(features.take(owner), torch.cat([prompts, remembered])[:, None])
-    targets, weights = (torch.stack([getattr(batch[row], x)[concept] for row, concept in zip(rows, concepts, strict=True)]) for x in ("shares", "weights"))
+    targets, weights = (torch.stack([getattr(batch[row], x)[plane] for row, plane in zip(rows, wanted, strict=True)]) for x in ("shares", "weights"))
     share = prompts.new_tensor(importance) / sum(importance)
     return (share * weighted_mask_loss(masks.logits, targets, weights, dice_weight)).sum()
 

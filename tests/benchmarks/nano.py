@@ -21,15 +21,20 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
+from geopixel.annotation.wordings import MOST_WORDS
+from geopixel.demo import CLASSES, DEMO_SEEDS, render_scene
 from geopixel.evaluation.referring import Overlap, referring_scores
 from geopixel.model import GeoPixel
 from geopixel.training.real import Ground, dubai_grounds, naip_grounds, read_picture
+from geopixel.training.referring import Referred, references
 from geopixel.training.words import CONCEPTS, STRANGE, UNLABELLED
 from tests.benchmarks.table import Figure, exit_code, markdown
 
 DUBAI = ("building", "road", "vegetation", "water", "land")
 STRANGE_ASKED = 4
 """Things that nothing here holds, asked of every picture."""
+WINDOW = 512
+"""Pixels along an edge of the rendered pictures that are asked for single objects."""
 ABSENT_CHIPS = 8
 """Every so many chips are asked for what they do not hold."""
 
@@ -83,6 +88,34 @@ def absent_words(data: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
         yield picture, ([] if mask.any() else ["building"]) + rng.choice(STRANGE, 1).tolist()
 
 
+def phrases(data: Path) -> Iterator[tuple[np.ndarray, Referred]]:
+    """Pictures kept back from training, real and rendered, with all that can be asked of their objects without ambiguity."""
+    pictures = [(ground.rgb, ground.truth, ground.known) for ground in dubai_grounds(data / "training" / "dubai", kept_back=True)]
+    for scene in map(render_scene, DEMO_SEEDS):
+        for top, left in np.ndindex(*(edge // WINDOW for edge in scene.truth.shape)):
+            window = slice(top * WINDOW, (top + 1) * WINDOW), slice(left * WINDOW, (left + 1) * WINDOW)
+            pictures.append((scene.rgb[window], scene.truth[window], tuple(CLASSES)))
+    for rgb, truth, known in pictures:
+        for each in references(rgb, truth, known, np.random.default_rng(0)):
+            yield rgb, each
+
+
+def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, Referred]]) -> dict[str, float]:
+    """Mean IoU of the answers with what phrases mean, by what they say; and of the answers to the bare concept, which is what one gets who is not
+    listened to."""
+    listened, bare = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for rgb, each in asked:
+        said = next((word for words in MOST_WORDS.values() for word in words if word in each.words.split()), "place")
+        kind = next((most for most, words in MOST_WORDS.items() if said in words), said)
+        kind = kind if kind in ("largest", "place") else "outermost"
+        for scores, mask in zip((listened, bare), answers(model, rgb, [each.words, each.concept]), strict=True):
+            overlap = Overlap.of(mask, each.mask)
+            scores[kind].append(overlap.intersection / max(1, overlap.union))
+    return {f"{kind} ({len(scores)})": float(np.mean(scores)) for kind, scores in listened.items()} | {
+        f"{kind}, bare": float(np.mean(scores)) for kind, scores in bare.items()
+    }
+
+
 def seconds(model: GeoPixel, prompts: Sequence[str], repeats: int = 3) -> float:
     """Median CPU time of a tile of 1024 pixels, over all threads: no less than its wall time on an idle machine, and what else runs does not count."""
     tile = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
@@ -109,7 +142,8 @@ def measure(data: Path, model: GeoPixel, left_out: dict[str, GeoPixel]) -> tuple
         Figure("1024 px tile, 5 prompts", five, 3, " s", at_most=True),
     ]
     naip = class_ious(model, naip_grounds(data / "imagery" / "naip-north-dakota", kept_back=True), ("water", "vegetation"))
-    return figures, {"left out": sites, "dubai": classes, "naip": naip, "absent": [empty, asked], "seconds": [one, five]}
+    said = understood(model, phrases(data))
+    return figures, {"phrases": said, "left out": sites, "dubai": classes, "naip": naip, "absent": [empty, asked], "seconds": [one, five]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,108 @@
+"""Phrases for single objects: each means what an independent look at the labels finds, and its mask is what the example trains."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from geopixel.annotation.wordings import parse
+from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
+from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
+from geopixel.training.examples import Teacher
+from geopixel.training.referring import REFERRED, references
+from geopixel.training.scratch import nano_config
+from geopixel.training.words import CONCEPTS, train_tokenizer
+
+EDGE = 96
+OUTERMOST = {"leftmost": (1, min), "rightmost": (1, max), "topmost": (0, min), "bottommost": (0, max)}
+
+
+def scattered(seed: int) -> np.ndarray:
+    """(EDGE, EDGE) codes: rectangles of buildings and of water that do not touch."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((EDGE, EDGE), np.uint8)
+    for row, column in product(range(0, EDGE, 32), repeat=2):
+        height, width = rng.integers(3, 28, 2)
+        code = (0, CONCEPTS["building"], CONCEPTS["water"])[rng.integers(3)]
+        truth[row : row + height, column : column + width] = code
+    return truth
+
+
+def components(truth: np.ndarray, concept: str) -> list[np.ndarray]:
+    labels, count = ndimage.label(truth == CONCEPTS[concept])
+    return [labels == number for number in range(1, count + 1)]
+
+
+def centre(mask: np.ndarray) -> tuple[float, float]:
+    """y, x, as shares of the frame."""
+    y, x = ndimage.center_of_mass(mask)
+    return (y + 0.5) / EDGE, (x + 0.5) / EDGE
+
+
+def in_place(mask: np.ndarray, place: str) -> bool:
+    """Whether the centre lies in the third, or two thirds, of the frame that the words name."""
+    y, x = centre(mask)
+    if place == "centre":
+        return abs(y - 0.5) < 0.25 and abs(x - 0.5) < 0.25
+    sides = {"left": x < 0.42, "right": x > 0.58, "top": y < 0.42, "bottom": y > 0.58}
+    return all(sides[side] for side in place.split())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_phrase_means_what_the_labels_show(seed: int) -> None:
+    truth = scattered(seed)
+    found = list(references(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water", "road"), np.random.default_rng(seed)))
+    for each in found:
+        reference = parse(each.words, REFERRED)
+        assert reference is not None
+        assert reference.category == each.concept
+        parts = components(truth, each.concept)
+        meant = [part for part in parts if each.mask[part].any()]
+        assert np.array_equal(np.any(meant, axis=0), each.mask), "whole objects, and nothing else"
+        (atom,) = reference.atoms
+        if atom.value == "largest":
+            assert [part.sum() for part in meant] == [max(part.sum() for part in parts)]
+        elif atom.kind == "most":
+            axis, best = OUTERMOST[atom.value]
+            assert len(meant) == 1
+            assert best(parts, key=lambda part: centre(part)[axis]) is meant[0]
+        else:
+            assert all(in_place(part, atom.value) == any(part is one for one in meant) for part in parts)
+    again = references(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water", "road"), np.random.default_rng(seed))
+    assert [each.words for each in found] == [each.words for each in again]
+
+
+def test_pictures_have_such_phrases() -> None:
+    found = [each for seed in range(12) for each in references(np.zeros((EDGE, EDGE, 3), np.uint8), scattered(seed), ("building", "water"), np.random.default_rng(0))]
+    assert {each.concept for each in found} == {"building", "water"}
+    assert {(parse(each.words, REFERRED) or pytest.fail()).atoms[0].kind for each in found} == {"most", "place"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_example_trains_the_masks_that_its_phrases_mean(seed: int) -> None:
+    tokenizer = Tokenizer(train_tokenizer())
+    teacher = Teacher(nano_config(tokenizer.vocab_size), tokenizer)
+    truth = scattered(seed)
+    example = teacher.example(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water"), np.random.default_rng(seed), phrases=2)
+    before, after = (tokenizer.decode(tokenizer.encode(part)) for part in SEGMENT_PROMPT.split("{}"))
+    masks = []
+    for tokens, start in zip(example.tokens, example.answer_starts, strict=True):
+        asked = tokenizer.decode(tokens[:start]).removeprefix(USER).removesuffix(ASSISTANT)
+        if tokenizer.decode(tokens[start:], skip_special=True).removesuffix(ANSWER_END) == tokenizer.decode(tokenizer.encode(SEGMENT_ANSWER)):
+            masks.append(asked.removeprefix(before).removesuffix(after))
+    said = [words for words in masks if (reference := parse(words, REFERRED)) and reference.atoms]
+    extra = [plane for plane in example.planes if plane >= len(CONCEPTS)]
+    assert len(said) == len(extra) == len(example.shares) - len(CONCEPTS)
+    assert len(example.concepts) == len(example.planes)
+    possible = {each.words: each for each in references(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water"), np.random.default_rng(0))}
+    for words, plane in zip(said, extra, strict=True):
+        (meant,) = [each for each in possible.values() if parse(each.words, REFERRED) == parse(words, REFERRED)]
+        cells = F.adaptive_avg_pool2d(torch.from_numpy(meant.mask.astype(np.float32))[None], example.shares.shape[-1])[0]
+        assert torch.equal(example.shares[plane], cells)
+        assert (example.weights[plane] == 1).all()
+        assert list(CONCEPTS)[example.concepts[example.planes.index(plane)]] == meant.concept
