@@ -35,7 +35,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("logits", pa.binary()),  # int8, C order
         pa.field("logits_shape", pa.list_(pa.int32())),  # prompts, height, width
-        pa.field("scene", pa.binary()),  # uint16 little-endian, C order
+        pa.field("scene", pa.binary()),  # uint16 little-endian, C order, or one value for all
         pa.field("scene_shape", pa.list_(pa.int32())),  # height, width
         pa.field("scores", pa.list_(pa.float32())),  # by prompt; NaN where the prompt has no mask
         pa.field("description", pa.string()),
@@ -85,7 +85,7 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "reason": prediction.reason,
         "logits": _bytes(logits),
         "logits_shape": None if logits is None else logits.shape,
-        "scene": None if scene is None else _bytes(scene.astype("<u2", copy=False)),
+        "scene": None if scene is None else _bytes(pack_scene(scene)),
         "scene_shape": None if scene is None else scene.shape,
         "scores": prediction.scores,
         "description": None if described is None else described.text,
@@ -123,10 +123,22 @@ def _decode(data: bytes) -> TilePrediction:
         logits = np.frombuffer(row["logits"], np.int8).reshape(row["logits_shape"])
         scores = np.array(row["scores"], np.float32)
     if row["scene"] is not None:
-        scene = np.frombuffer(row["scene"], "<u2").reshape(row["scene_shape"])
+        scene = unpack_scene(np.frombuffer(row["scene"], "<u2"), row["scene_shape"])
     if row["description"] is not None:
         described = Description(row["description"], np.frombuffer(row["description_logits"], np.int8).reshape(row["description_shape"]))
     return TilePrediction(row["tile_id"], row["state"], logits, scene, scores, row["reason"], described)
+
+
+def pack_scene(scene: np.ndarray) -> np.ndarray:
+    """A plane (height, width) uint16 as little-endian values in a row, a single one where all are equal: most tiles lie within one scene, and to carry,
+    check and compress megabytes of one number costs more than all else about an answer."""
+    first = scene[:1, :1]
+    return (first if (scene == first).all() else scene).astype("<u2", copy=False).ravel()
+
+
+def unpack_scene(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The plane of pack_scene, read-only. Raises ValueError where it is of another shape."""
+    return np.broadcast_to(values if values.size == 1 else values.reshape(tuple(shape)), tuple(shape))
 
 
 def _checksum(row: Mapping[str, Any]) -> int:

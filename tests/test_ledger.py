@@ -9,6 +9,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from geopixel import ledger
 from geopixel.storage import Folder
@@ -177,6 +178,15 @@ def test_coverage_has_a_row_and_a_reason_for_every_tile(folder: Folder) -> None:
     table = gpd.read_parquet(BytesIO(folder.get("coverage.parquet"))).set_index("tile_id")
     assert table.state.to_dict() == ledger.read_states(folder, TILES)
     assert table.reason[table.reason != ""].to_dict() == {TWO.id: "cannot open b.tif", THREE.id: "cannot open b.tif"}
+
+
+@given(npst.arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)))
+def test_a_plane_of_scenes_comes_back_and_one_of_a_single_scene_is_small(plane: np.ndarray) -> None:
+    packed = ledger.pack_scene(plane)
+    assert len(packed) == (1 if len(np.unique(plane)) == 1 else plane.size)
+    assert np.array_equal(ledger.unpack_scene(packed, plane.shape), plane)
+    with pytest.raises(ValueError, match="reshape|broadcast"):
+        ledger.unpack_scene(np.zeros(plane.size + 1, "<u2"), plane.shape)
 
 
 def test_attempts_are_counted_for_each_tile_alone_until_they_end(folder: Folder) -> None:

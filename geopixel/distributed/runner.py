@@ -52,11 +52,15 @@ RAY_SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Milliseconds. It else ends what idles for a second, where workers are more than cores; the next reader would import for seconds.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # Ray Data else copies the pictures of every task side by side, which costs as much as storing their masks.
+    "RAY_DATA_MIN_NUM_CHUNKS_TO_TRIGGER_COMBINE_CHUNKS": "1000",
 }
 """Environment of a Ray that starts here; what the user has set stays."""
 
 _CODEC = pa.Codec("lz4_raw")
-"""Of the plane of scenes, which hardly ever changes within a tile."""
+"""Of the plane of scenes."""
+SCENE_BYTES = 2
+"""Of one value of it."""
 
 
 def start() -> None:
@@ -257,7 +261,7 @@ def _see(rows: pa.Table) -> Iterator[pa.Table]:
             seen = see_tile(run, _tile(row), assigned)
         picture = seen.picture
         if isinstance(picture, TileImage):
-            rgb, scene = picture.rgb, _CODEC.compress(picture.scene, asbytes=True)
+            rgb, scene = picture.rgb, _packed(ledger.pack_scene(picture.scene))
         told = {
             "read_seconds": pa.array([seen.read_seconds]),
             "read_bytes": pa.array([seen.read_bytes], pa.int64()),
@@ -267,6 +271,11 @@ def _see(rows: pa.Table) -> Iterator[pa.Table]:
         }
         here = rows.slice(at, 1)
         yield pa.table({**{name: here[name] for name in here.column_names}, **told})
+
+
+def _packed(scene: np.ndarray) -> bytes:
+    """One value as it is, a whole plane compressed: it hardly ever changes within a tile."""
+    return scene.tobytes() if len(scene) == 1 else _CODEC.compress(scene, asbytes=True)
 
 
 def _binary(pixels: np.ndarray) -> pa.Array:
@@ -332,8 +341,9 @@ def _seen(row: dict[str, Any]) -> Seen:
 
 def _picture(tile: Tile, rgb: pa.Buffer, scene: bytes) -> TileImage:
     height, width = tile.geobox.shape
-    origin = np.frombuffer(_CODEC.decompress(scene, 2 * height * width, asbytes=True), np.uint16)
-    return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin.reshape(height, width))
+    plane = scene if len(scene) == SCENE_BYTES else _CODEC.decompress(scene, SCENE_BYTES * height * width, asbytes=True)
+    origin = ledger.unpack_scene(np.frombuffer(plane, "<u2"), (height, width))
+    return TileImage(tile, np.frombuffer(rgb, np.uint8).reshape(height, width, 3), origin)
 
 
 def _part(folder: Folder, tiles: Tiles) -> tuple[Folder, Tiles]:

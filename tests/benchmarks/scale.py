@@ -7,9 +7,10 @@ pixels, carrying them from worker to worker, storing answers and counting tiles 
 GPUs, and imagery in the usual form: tiles of 1024 pixels of JPEG-compressed, tiled GeoTIFFs of 8192.
 
 Overhead: CPU seconds a tile of the driver, of Ray's own processes and of all workers, between two receipts in the middle of a run, less what
-reading the same tiles takes in one process. GPUs: the share of the workers' time that the model took, between the same receipts, with four GPUs
-at ten tiles a second each. So many there are only while they fit into the cores: cores / CPU seconds a tile is the most that these give. Where that
-is too little for the forty, a second run asks for 80 % of it, and its share is the one that counts.
+reading such tiles takes in processes that do nothing else, one on every core: cores that share a cache are slower together. GPUs: the share of the
+workers' time that the model took, between the same receipts, with four GPUs at ten tiles a second each. So many there are only while they fit into the
+cores: cores / CPU seconds a tile is the most that these give. Where that is too little for the forty, a second run asks for 80 % of it, and its share is
+the one that counts.
 
 Memory of the driver: the highest of its anonymous memory (Linux: RssAnon, sampled) while it looks at all tiles of a plan whose imagery is not there: every
 tile fails at once, and is a stored receipt with a reason. A country: France (see plan.py) at 0.6 m in one run folder. Planned: plan_tiles and
@@ -23,12 +24,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -65,6 +68,8 @@ RESOLUTION, KM2, BUSY, H200 = 0.6, 500_000, 0.95, 4.7
 GeoPixel-7B in a second."""
 AHEAD = 2_000_000_000
 """Bytes of Ray's object store, of which readers fill a part ahead of the model: little of a run, so that tiles in its middle are read and predicted alike."""
+READ = 64
+"""Tiles that every core reads where nothing else is done."""
 USED = 0.8
 """Of what the cores can give, where that is less than what GPUS ask for."""
 MB = 1e6
@@ -192,35 +197,45 @@ def begin(folder: Folder, run: Run, tiles: Tiles) -> tuple[Run, Tiles]:
     return store_run(folder, Plan(run, tiles, estimate_run(run, tiles, read_model_config("nano"), None), Findings(run.scenes, items, {})))
 
 
-def cpu_seconds() -> dict[int, float]:
-    """By number of the process: of this one and of all that it started, Ray's own and the workers."""
+@contextmanager
+def watched() -> Iterator[Callable[[], float]]:
+    """Gives what tells the CPU seconds so far of this process and of all that it started: Ray's own and the workers. Those that ended count as they were
+    last seen, less than a second before."""
     import psutil
 
-    seconds = {}
-    for process in (me := psutil.Process(), *me.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            seconds[process.pid] = times.user + times.system
-    return seconds
+    seen: dict[int, float] = {}
+    me, done = psutil.Process(), threading.Event()
 
+    def look() -> float:
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                seen[process.pid] = times.user + times.system
+        return sum(seen.values())
 
-def spent_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
-    """CPU seconds. Raises AssertionError where a process ended meanwhile: what it took cannot be known."""
-    if gone := before.keys() - after.keys():
-        raise AssertionError(f"{len(gone)} processes ended while they were measured")
-    return sum(after.values()) - sum(before.values())
+    def keep_looking() -> None:
+        while not done.wait(1):
+            look()
+
+    watching = threading.Thread(target=keep_looking)
+    watching.start()
+    try:
+        yield look
+    finally:
+        done.set()
+        watching.join()
 
 
 def flow(name: str, rate: float) -> dict[str, float]:
     """Tiles through Ray while GPUS models take 1 / rate seconds a tile each; figures of the middle of the run."""
     from geopixel.distributed import RayRunner
 
-    work, began, before = Work(), 0.0, dict[int, float]()
-    with TemporaryDirectory() as place, ray_here(GPUS, 1 / rate):
+    work, began, before = Work(), 0.0, 0.0
+    with TemporaryDirectory() as place, ray_here(GPUS, 1 / rate), watched() as cpu_seconds:
         run, tiles = run_over(write_files(Path(place), SIZES[name].files))
         folder = Folder(f"{place}/run")
         begin(folder, run, tiles)
-        first, last = len(tiles) // 4, len(tiles) * 3 // 4
+        first, last = len(tiles) * 2 // 5, len(tiles) * 4 // 5
         for count, receipt in enumerate(RayRunner().look(run, folder, tiles), start=1):
             if receipt.state != "ok":
                 raise AssertionError(f"{receipt.tile_id} is {receipt.state}: {receipt.reason}")
@@ -229,16 +244,23 @@ def flow(name: str, rate: float) -> dict[str, float]:
             elif first < count <= last:
                 work.add(receipt)
             if count == last:
-                wall, spent = time.monotonic() - began, spent_between(before, cpu_seconds())
+                wall, spent = time.monotonic() - began, cpu_seconds() - before
         if set(ledger.read_states(folder, tiles).values()) != {"ok"} or count != len(tiles):
             raise AssertionError(f"{count} receipts for {len(tiles)} tiles")
-        some = tiles[: last - first]
-        assigned: Assignment = assign_tiles(run, tiles)
-        clock = time.process_time()
-        for tile in some[:64]:
-            see_tile(run, tile, assigned)
-        reading = (time.process_time() - clock) / len(some[:64])
+        cores = len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as readers:
+            reading = sum(readers.map(reading_of, [run] * cores, [tiles[core::cores][:READ] for core in range(cores)])) / cores
     return {"cpu": spent / work.tiles, "reading": reading, "rate": work.tiles / wall, "busy": work.busy or 0.0}
+
+
+def reading_of(run: Run, tiles: Tiles) -> float:
+    """CPU seconds of reading a tile, after a first one for which all is opened."""
+    assigned: Assignment = assign_tiles(run, tiles)
+    see_tile(run, tiles[0], assigned)
+    began = time.process_time()
+    for tile in tiles[1:]:
+        see_tile(run, tile, assigned)
+    return (time.process_time() - began) / (len(tiles) - 1)
 
 
 def driver(count: int) -> dict[str, float]:
