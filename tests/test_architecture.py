@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(STEPS, BASE),
     "pipeline": BELOW,
     "conversation": BASE | {"polygonize", "publish", "model"},
-    "training": BELOW,
+    "training": BELOW | {"annotation"},  # what a phrase means, and in which words
     "finetuning": BELOW,
     "verification": BELOW | {"pipeline"},  # what a run is, is the pipeline's to say
     "evaluation": BELOW | {"pipeline"},

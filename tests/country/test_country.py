@@ -132,7 +132,7 @@ def test_a_country_goes_on_where_it_was_cut_off(country: Path, catalog: Path, tm
         map_it(request, tmp_path, Watched(lambda looked: looked == total - 2))
     again = Watched()
     map_it(request, tmp_path, again)
-    assert again.looked == 2  # what was stored is not looked at again
+    assert again.looked in (1, 2)  # what was stored is not looked at again, also where nobody had heard of it yet
     for path in country.glob("features/*.parquet"):
         assert (tmp_path / "features" / path.name).read_bytes() == path.read_bytes()
     done = Watched()
