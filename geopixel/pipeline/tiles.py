@@ -85,14 +85,20 @@ def predict_tiles(folder: Folder, predictor: Predictor, seen: Iterable[Seen], ma
                 for answer in _predict_batch(folder, predictor, batch, max_attempts, storing):
                     storing.append(threads.submit(_keep, folder, answer))
                 while len(storing) > len(batch):
-                    yield storing.popleft().result()
+                    yield _stored(storing.popleft(), begun)
             while storing:
-                yield storing.popleft().result()
+                yield _stored(storing.popleft(), begun)
     except StorageError:
         with suppress(StorageError):  # the worker lives: nothing is to be said against its tiles
             for tile_id in begun:
                 ledger.end_attempts(folder, tile_id)
         raise
+
+
+def _stored(storing: Future[TileReceipt], begun: set[str]) -> TileReceipt:
+    receipt = storing.result()
+    begun.discard(receipt.tile_id)
+    return receipt
 
 
 def _begin(threads: Executor, folder: Folder, batch: Sequence[Seen], begun: set[str]) -> list[tuple[Seen, Future[bool] | None]]:
