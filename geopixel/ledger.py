@@ -93,7 +93,7 @@ def store_prediction(folder: Folder, prediction: TilePrediction) -> None:
         "description_shape": None if described is None else described.logits.shape,
     }
     row["crc32"] = _checksum(row)
-    columns = [_binary(row[field.name]) if pa.types.is_binary(field.type) else pa.array([row[field.name]], field.type) for field in PREDICTION_SCHEMA]
+    columns = [binary_array(row[field.name]) if pa.types.is_binary(field.type) else pa.array([row[field.name]], field.type) for field in PREDICTION_SCHEMA]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PREDICTION_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PREDICTION_SCHEMA))
@@ -154,8 +154,8 @@ def _bytes(plane: np.ndarray | None) -> memoryview | None:
     return None if plane is None else np.ascontiguousarray(plane).data.cast("B")
 
 
-def _binary(value: memoryview | None) -> pa.Array:
-    """An Arrow array of one value, over its bytes themselves."""
+def binary_array(value: np.ndarray | memoryview | None) -> pa.Array:
+    """An Arrow array of one binary value, over its bytes themselves: a picture is megabytes, and every copy costs as much as storing its mask."""
     if value is None:
         return pa.nulls(1, pa.binary())
     offsets = np.array([0, value.nbytes], np.int32)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -20,10 +21,13 @@ CPU = {"good": 0.02, "slow": 0.2}
 
 
 def invented(kind: str) -> Any:
+    disturbed = cycle((True, False, False))
+
     def apart(part: str, **options: Any) -> Any:
         if part == "flow":
             reachable = min(1.0, 2 / CPU[kind] / (scale.GPUS * options["rate"]))
-            return {"cpu": CPU[kind], "reading": 0.01, "rate": options["rate"] * scale.GPUS * reachable, "busy": 0.97 * reachable}
+            cpu = CPU[kind] * (7 if next(disturbed) else 1)
+            return {"cpu": cpu, "reading": 0.01, "rate": options["rate"] * scale.GPUS * reachable, "busy": 0.97 * reachable}
         if part == "driver":
             return {"memory": 1e8 + (1000 if kind == "slow" else 1) * options["tiles"], "seconds": 1.0}
         if part == "nano":

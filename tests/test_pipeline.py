@@ -391,7 +391,7 @@ def test_a_tile_that_cannot_be_predicted_costs_no_other_its_place(tmp_path: Path
 
 
 class Pacing(Recorder):
-    """Finds something in every second tile, and goes on only when what came before is stored."""
+    """Goes on only when what came before is stored."""
 
     batch_size = 1
 

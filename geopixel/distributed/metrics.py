@@ -34,9 +34,9 @@ def count_tile(receipt: TileReceipt) -> None:
 
 
 def watch_model(receipts: Sequence[TileReceipt], worked: float, since: float) -> None:
-    """What a worker with the model did with its last tiles. worked: seconds from pictures to stored answers; what of them is not the model's is observed as
-    store, which hides behind the model's for the most part. since: seconds from the end of the tiles
-    before to the end of these, waiting for pictures included."""
+    """What a worker with the model did with its last tiles. worked: seconds from pictures to stored answers; what of them is not the model's is
+    observed as store: most of the storing hides behind the model. since: seconds from the end of the tiles before to the end of these, waiting for
+    pictures included."""
     busy = sum(receipt.predict_seconds for receipt in receipts)
     _busy().set(busy / since)
     for _ in receipts:

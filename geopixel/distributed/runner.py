@@ -265,7 +265,7 @@ def _see(rows: pa.Table) -> Iterator[pa.Table]:
         told = {
             "read_seconds": pa.array([seen.read_seconds]),
             "read_bytes": pa.array([seen.read_bytes], pa.int64()),
-            "rgb": _binary(np.ascontiguousarray(rgb)),
+            "rgb": ledger.binary_array(np.ascontiguousarray(rgb)),
             "scene": pa.array([scene], pa.binary()),
             "reason": pa.array([picture.reason if isinstance(picture, TilePrediction) else ""]),
         }
@@ -276,12 +276,6 @@ def _see(rows: pa.Table) -> Iterator[pa.Table]:
 def _packed(scene: np.ndarray) -> bytes:
     """One value as it is, a whole plane compressed: it hardly ever changes within a tile."""
     return scene.tobytes() if len(scene) == 1 else _CODEC.compress(scene, asbytes=True)
-
-
-def _binary(pixels: np.ndarray) -> pa.Array:
-    """An array of one binary value, these bytes themselves: a picture is megabytes, and every copy costs as much as storing its mask."""
-    offsets = np.array([0, pixels.nbytes], np.int32)
-    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])
 
 
 def _tile(row: dict[str, Any]) -> Tile:

@@ -118,9 +118,7 @@ class Windows:
         """A window of a rendered scene, often the one of several with most of a concept: few show nothing but a lake, as tiles do. rgb (height, width, 3),
         codes (height, width)"""
         code = CONCEPTS[SOUGHT[rng.integers(len(SOUGHT))]]
-        size = self.teacher.config.grounding.image_size // zoom
-        drawn = [rendered_window(self.scenes, size, rng) for _ in range(SEARCHED if rng.random() < SOUGHT_SHARE else 1)]
-        return max(drawn, key=lambda window: float((window[1] == code).mean()))
+        return fullest(partial(rendered_window, self.scenes, self.teacher.config.grounding.image_size // zoom, rng), code, SOUGHT_SHARE, rng)
 
     def denser(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
         """A window of ground with few buildings: often the fullest of several, often with those of another place, as dense as towns are that no site
@@ -128,8 +126,7 @@ class Windows:
         code = CONCEPTS["building"]
 
         def draw(ground: Ground) -> tuple[np.ndarray, np.ndarray]:
-            drawn = [draw_window(ground, rng, zoom) for _ in range(SEARCHED if rng.random() < FULLEST else 1)]
-            return max(drawn, key=lambda window: float((window[1] == code).mean()))
+            return fullest(partial(draw_window, ground, rng, zoom), code, FULLEST, rng)
 
         window = draw(ground)
         if rng.random() < PASTED:
@@ -149,6 +146,12 @@ class Drawn(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.draw(self.indices[index])
+
+
+def fullest(draw: Callable[[], tuple[np.ndarray, np.ndarray]], code: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One window (rgb, codes); of this share of the cases, of SEARCHED the one with most of a code."""
+    drawn = [draw() for _ in range(SEARCHED if rng.random() < share else 1)]
+    return max(drawn, key=lambda window: float((window[1] == code).mean()))
 
 
 def draw_ground(grounds: list[Ground], rng: np.random.Generator) -> Ground:

@@ -90,13 +90,13 @@ class Teacher:
             word = rng.choice(STRANGE if name == "strange" else WORDINGS[name])
             dialogues.append(self.dialogue(PRESENCE_PROMPT.format(word), f"{YES if name in present else NO}."))
             importance = [DENIAL if name in denied else 1.0 for name in (*asked, "strange", name)]
-            referred = list(islice(references(rgb, truth, known, rng), phrases)) if phrases else []
+            referred = list(islice(references(rgb, truth, known, rng), phrases))
             dialogues += [self.dialogue(SEGMENT_PROMPT.format(each.words), SEGMENT_ANSWER) for each in referred]
             importance += [1.0] * len(referred)
         starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        concepts = numbers([*present, *(each.concept for each in referred)])
+        concepts = numbers([*present, *(each.reference.category for each in referred)])
         of_masks = [*numbers(present), *range(len(CONCEPTS), len(CONCEPTS) + len(referred))]
         shares_and_weights = planes(truth, known, pixels.shape[-1] // 4, referred)
         return Example(crops, grid, pixels, list(tokens), list(starts), importance, concepts, of_masks, numbers(denied), *shares_and_weights)

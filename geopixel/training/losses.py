@@ -116,11 +116,12 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     read = read_batch(network, batch, bos=bos, seg=seg)
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
     probed = probes.cell_loss(read.views, batch) + probes.map_loss(features, batch)
+    prompts = network.mask_prompts(read.states)
     if len(read.concepts):
         probed = probed + probes.concept_loss(read.states, read.concepts)
-        usual = torch.tensor([plane < len(CONCEPTS) for example in batch for plane in example.planes], device=read.states.device)
-        probes.remember(network.mask_prompts(read.states[usual]), read.concepts[usual])
-    masks = drawn_loss(network, probes, features, network.mask_prompts(read.states), batch, dice_weight)
+        usual = torch.tensor([plane < len(CONCEPTS) for example in batch for plane in example.planes], device=prompts.device)
+        probes.remember(prompts[usual], read.concepts[usual])
+    masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
     return Losses(read.answers, masks, probed)
 
 

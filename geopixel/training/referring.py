@@ -1,11 +1,10 @@
 """Phrases for single objects and parts of a labelled picture, with the pixels that they mean: "the largest building", "the lakes in the top left". What a
-phrase may be asked, and whether it is unambiguous, is decided as for annotated samples (geopixel.annotation). Knows no tokens and no files."""
+phrase means, and whether it is unambiguous, is decided as for annotated samples (geopixel.annotation). Knows no tokens and no files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from scipy import ndimage
@@ -19,19 +18,23 @@ REFERRED = ("building", "water", "field")
 """Concepts with objects that can be told apart where they do not touch."""
 SHORTEST = 0.02
 """Share of the picture's edge that the square root of a meant area has at least: what is smaller nano's mask cells do not show."""
+SPECK_SHARE = SHORTEST**2 / 16
+"""Of the picture: a part of a concept that covers less is no object."""
 MOST_OBJECTS = 60
 """Of a concept in a picture: among more nobody would pick one by its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Referred:
+    """A phrase, and what it means."""
+
     words: str
-    concept: str
+    reference: Reference
+    """What the words say; its category is a concept."""
     mask: np.ndarray
     """(height, width) bool, True where it is what the words mean."""
 
 
-@cache
 def asked_of(concept: str) -> tuple[Reference, ...]:
     """What may be asked of a concept's objects: one that stands out, or all in a part of the picture."""
     singles = [Reference(concept, (Atom("most", most),)) for most in MOST if most != "smallest"]
@@ -44,7 +47,7 @@ def objects_of(truth: np.ndarray, concept: str) -> list[SceneObject]:
     found = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[window] == number
-        if mask.sum() >= truth.size * SHORTEST**2 / 16:
+        if mask.sum() >= truth.size * SPECK_SHARE:
             found.append(SceneObject(concept, window[1].start, window[0].start, mask, float(mask.sum())))
     return found
 
@@ -57,13 +60,13 @@ def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np
         objects = objects_of(truth, concept)
         if 1 < len(objects) <= MOST_OBJECTS:
             frames[concept] = Frame(rgb, tuple(objects))
-    possible = [(concept, reference) for concept in frames for reference in asked_of(concept)]
+    possible = [reference for concept in frames for reference in asked_of(concept)]
     for place in rng.permutation(len(possible)):
-        concept, reference = possible[place]
-        frame = frames[concept]
+        reference = possible[place]
+        frame = frames[reference.category]
         group = meant(frame, reference)
         if group is None or len(group) == len(frame.objects):
             continue
         mask = frame.mask(group)
         if mask.mean() >= SHORTEST**2:
-            yield Referred(word(reference, rng, {}), concept, mask)
+            yield Referred(word(reference, rng, {}), reference, mask)

@@ -21,7 +21,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
-from geopixel.annotation.wordings import MOST_WORDS
 from geopixel.demo import CLASSES, DEMO_SEEDS, render_scene
 from geopixel.evaluation.referring import Overlap, referring_scores
 from geopixel.model import GeoPixel
@@ -88,7 +87,7 @@ def absent_words(data: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
         yield picture, ([] if mask.any() else ["building"]) + rng.choice(STRANGE, 1).tolist()
 
 
-def phrases(data: Path) -> Iterator[tuple[np.ndarray, Referred]]:
+def phrases(data: Path) -> Iterator[tuple[np.ndarray, list[Referred]]]:
     """Pictures kept back from training, real and rendered, with all that can be asked of their objects without ambiguity."""
     pictures = [(ground.rgb, ground.truth, ground.known) for ground in dubai_grounds(data / "training" / "dubai", kept_back=True)]
     for scene in map(render_scene, DEMO_SEEDS):
@@ -96,21 +95,23 @@ def phrases(data: Path) -> Iterator[tuple[np.ndarray, Referred]]:
             window = slice(top * WINDOW, (top + 1) * WINDOW), slice(left * WINDOW, (left + 1) * WINDOW)
             pictures.append((scene.rgb[window], scene.truth[window], tuple(CLASSES)))
     for rgb, truth, known in pictures:
-        for each in references(rgb, truth, known, np.random.default_rng(0)):
-            yield rgb, each
+        yield rgb, list(references(rgb, truth, known, np.random.default_rng(0)))
 
 
-def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, Referred]]) -> dict[str, float]:
+def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, Sequence[Referred]]]) -> dict[str, float]:
     """Mean IoU of the answers with what phrases mean, by what they say; and of the answers to the bare concept, which is what one gets who is not
     listened to."""
     listened, bare = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    for rgb, each in asked:
-        said = next((word for words in MOST_WORDS.values() for word in words if word in each.words.split()), "place")
-        kind = next((most for most, words in MOST_WORDS.items() if said in words), said)
-        kind = kind if kind in ("largest", "place") else "outermost"
-        for scores, mask in zip((listened, bare), answers(model, rgb, [each.words, each.concept]), strict=True):
-            overlap = Overlap.of(mask, each.mask)
-            scores[kind].append(overlap.intersection / max(1, overlap.union))
+    for rgb, pictured in asked:
+        concepts = sorted({each.reference.category for each in pictured})
+        words = [*(each.words for each in pictured), *concepts]
+        drawn = dict(zip(words, answers(model, rgb, words), strict=True)) if words else {}
+        for each in pictured:
+            (atom,) = each.reference.atoms
+            kind = "place" if atom.kind == "place" else "largest" if atom.value == "largest" else "outermost"
+            for scores, said in ((listened, each.words), (bare, each.reference.category)):
+                overlap = Overlap.of(drawn[said], each.mask)
+                scores[kind].append(overlap.intersection / max(1, overlap.union))
     return {f"{kind} ({len(scores)})": float(np.mean(scores)) for kind, scores in listened.items()} | {
         f"{kind}, bare": float(np.mean(scores)) for kind, scores in bare.items()
     }

@@ -9,8 +9,8 @@ GPUs, and imagery in the usual form: tiles of 1024 pixels of JPEG-compressed, ti
 Overhead: CPU seconds a tile of the driver, of Ray's own processes and of all workers, between two receipts in the middle of a run, less what
 reading such tiles takes in processes that do nothing else, one on every core: cores that share a cache are slower together. GPUs: the share of the
 workers' time that the model took, between the same receipts, with four GPUs at ten tiles a second each. So many there are only while they fit into the
-cores: cores / CPU seconds a tile is the most that these give. Where that is too little for the forty, a second run asks for 80 % of it, and its share is
-the one that counts.
+cores: cores / CPU seconds a tile is the most that these give. Where that is too little for the forty, a second one asks for 80 % of it, and its share is
+the one that counts. Medians of three runs.
 
 Memory of the driver: the highest of its anonymous memory (Linux: RssAnon, sampled) while it looks at all tiles of a plan whose imagery is not there: every
 tile fails at once, and is a stored receipt with a reason. A country: France (see plan.py) at 0.6 m in one run folder. Planned: plan_tiles and
@@ -36,6 +36,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,7 @@ AHEAD = 2_000_000_000
 """Bytes of Ray's object store, of which readers fill a part ahead of the model: little of a run, so that tiles in its middle are read and predicted alike."""
 READ = 64
 """Tiles that every core reads where nothing else is done."""
+ROUNDS = 3
 USED = 0.8
 """Of what the cores can give, where that is less than what GPUS ask for."""
 MB = 1e6
@@ -385,10 +387,16 @@ def apart(part: str, **options: object) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def usual_flow(name: str, rate: float) -> dict[str, float]:
+    """Each figure of a flow, the median of ROUNDS."""
+    flows = [apart("flow", size=name, rate=rate) for _ in range(ROUNDS)]
+    return {figure: median(each[figure] for each in flows) for figure in flows[0]}
+
+
 def measure(name: str) -> list[Figure]:
     """The figures. How they came about is printed part by part, for the whole takes long."""
     size, cores = SIZES[name], len(os.sched_getaffinity(0))
-    full = apart("flow", size=name, rate=RATE)
+    full = usual_flow(name, RATE)
     limit = cores / full["cpu"]
     say(
         f"{cores} cores; a tile takes {1e3 * full['cpu']:.1f} ms of CPU, {1e3 * full['reading']:.1f} of them to read it: "
@@ -398,7 +406,7 @@ def measure(name: str) -> list[Figure]:
     asked, busy = GPUS * RATE, full["busy"]
     if limit * USED < asked:
         asked = limit * USED
-        less = apart("flow", size=name, rate=asked / GPUS)
+        less = usual_flow(name, asked / GPUS)
         busy = less["busy"]
         say(f"At {asked / GPUS:.2f} tiles/s each, {USED:.0%} of what the cores give, they were {busy:.1%} busy, {less['rate']:.1f} tiles/s.")
     few, many = (apart("driver", tiles=count) for count in size.planned)
@@ -435,7 +443,7 @@ def say(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What a country asks of all but the model.")
-    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes twenty minutes and more on two cores")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full", help="the full size takes half an hour on two cores")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure misses its target, and name it")
     parser.add_argument("--part", choices=("flow", "driver", "country", "predictions", "nano"), help=argparse.SUPPRESS)
     for name, kind in {"rate": float, "tiles": int, "folder": str}.items():

@@ -19,7 +19,7 @@ from geopixel.model.tokenizer import Tokenizer
 from geopixel.training import Stage, adapt_nano, adaptation
 from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoomed
 from geopixel.training.augmentation import paste
-from geopixel.training.losses import weighted_bce, weighted_mask_loss
+from geopixel.training.losses import forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
 from geopixel.training.rendered import SCENE_SIZE
 from geopixel.training.words import CONCEPTS, train_tokenizer
@@ -156,6 +156,30 @@ def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
     drawn = [(there.denser(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
     plain = [(draw_window(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
     assert np.mean(drawn) > 1.3 * np.mean(plain)
+
+
+def test_rendered_windows_are_full_of_what_is_sought(lessons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = prepared(lessons, "full").windows
+    monkeypatch.setattr(adaptation, "SOUGHT", ("water",))
+    drawn = {}
+    for share in (0, 1):
+        monkeypatch.setattr(adaptation, "SOUGHT_SHARE", share)
+        drawn[share] = np.mean([(windows.fuller(np.random.default_rng(seed), 2)[1] == CONCEPTS["water"]).mean() for seed in range(40)])
+    assert drawn[1] > 1.3 * drawn[0]
+
+
+def test_what_a_single_object_was_asked_by_is_not_how_its_concept_is_asked(lessons: Path) -> None:
+    """The remembered prompt of a concept is of the masks that are all of it."""
+    ready = prepared(lessons, "single")
+    example = next(each for each in map(ready.windows.example, range(20)) if len(each.concepts) > 1)
+    usual, single = example.concepts[:2]
+    planes = [usual, len(CONCEPTS), *example.concepts[2:]]
+    shares, weights = (torch.cat([plane, plane[single : single + 1]]) for plane in (example.shares, example.weights))
+    ready.probes.prompts.zero_()
+    batch = [replace(example, planes=planes, shares=shares, weights=weights)]
+    forward_loss(ready.network, ready.probes, batch, bos=ready.tokenizer.bos, seg=ready.tokenizer.seg)
+    assert ready.probes.prompts[usual].any()
+    assert not ready.probes.prompts[single].any()
 
 
 def test_what_is_pasted_is_labelled() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from geopixel.model.geopixel import Answer
 from geopixel.training.real import Ground
+from geopixel.training.referring import references
 from geopixel.training.words import CONCEPTS, UNLABELLED
 from tests.benchmarks import nano
 from tests.training.test_real import write_chips
@@ -47,6 +48,16 @@ def test_what_is_unlabelled_does_not_count() -> None:
     names = ("building", "road", "water")
     assert nano.class_ious(Seeing(), [ground, ground], names) == dict.fromkeys(names, 1.0)  # type: ignore[arg-type]
     assert nano.class_ious(Seeing(half=True), [ground], names) == dict.fromkeys(names, 0.5)  # type: ignore[arg-type]
+
+
+def test_who_is_not_listened_to_gets_all_of_the_concept() -> None:
+    """A building of 30 x 30 pixels and one of 10 x 10: a model that knows classes only draws both, or nothing."""
+    codes = np.zeros((64, 64), np.uint8)
+    codes[2:32, 2:32] = codes[50:60, 50:60] = CONCEPTS["building"]
+    rgb = np.dstack([np.zeros_like(codes)] * 2 + [codes])
+    largest = [each for each in references(rgb, codes, ("building",), np.random.default_rng(0)) if each.reference.atoms[0].value == "largest"]
+    told = nano.understood(Seeing(), [(rgb, largest), (rgb, [])])  # type: ignore[arg-type]
+    assert told == {"largest (1)": 0.0, "largest, bare": 0.9}
 
 
 def test_absent_things_are_counted_by_prompt() -> None:
