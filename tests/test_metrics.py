@@ -73,7 +73,8 @@ def test_a_node_exports_what_driver_and_workers_say(address: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         seen = samples(address)
-        if all(value(seen, "ray_geopixel_stage_seconds_count", stage=stage) for stage in ("publish", "block")):
+        here = all(value(seen, "ray_geopixel_stage_seconds_count", stage=stage) for stage in ("publish", "block"))
+        if here and value(seen, "ray_geopixel_model_busy_share"):  # Ray exports one metric after the other
             break
         time.sleep(0.2)
     ray.get(waiting)
