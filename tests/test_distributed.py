@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pyarrow as pa
 import pytest
 import ray
 
-from geopixel.distributed import RayRunner, start
-from geopixel.distributed.runner import _buffers
+from geopixel.distributed import RayRunner, backpressure, start
+from geopixel.distributed.runner import READER_CPUS, _buffers, _Runs
 from geopixel.pipeline import map_area
 from geopixel.storage import Folder
 from tests.conftest import NANO, assert_equal_maps, demo_request, quiet
@@ -57,3 +58,26 @@ def test_ray_gives_the_country_of_the_serial_run(catalog: Path, country: Path, t
     for run in country.glob("cells/*/*/run.json"):
         assert_equal_maps(run.parent, tmp_path / run.parent.relative_to(country))
     assert map_it(country_request(catalog), tmp_path, RayRunner()).worked == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_runs_are_not_begun_long_before_their_tiles_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of forty runs a few more than may wait; and none is forgotten."""
+    monkeypatch.setattr(backpressure, "BLOCKS_AHEAD", 4)
+    jobs, begun = list(range(40)), tmp_path / "begun"
+    begun.mkdir()
+
+    def begin(job: int) -> tuple[Folder, None]:
+        (begun / str(job)).touch()
+        return Folder(str(tmp_path)), None
+
+    def look(rows: pa.Table) -> dict[str, list[int]]:
+        time.sleep(0.2)
+        return {"job": rows["job"].to_pylist(), "begun": [len(list(begun.iterdir()))]}
+
+    source = ray.data.read_datasource(_Runs(jobs, begin), override_num_blocks=len(jobs), num_cpus=READER_CPUS)
+    slow = source.map_batches(look, batch_size=None, batch_format="pyarrow", num_cpus=0.5, concurrency=1)
+    seen = [row for block in slow.iter_batches(batch_size=1) for row in zip(block["job"].tolist(), block["begun"].tolist(), strict=True)]
+    assert sorted(job for job, _ in seen) == jobs
+    ahead = [count - place for place, (_, count) in enumerate(seen)]
+    assert max(ahead) <= 12, ahead

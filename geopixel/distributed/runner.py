@@ -25,6 +25,7 @@ from ray.util.dask import ray_dask_get
 from geopixel import events, ledger
 from geopixel.assignment import Assignment
 from geopixel.distributed import metrics
+from geopixel.distributed.backpressure import keep_source_near
 from geopixel.errors import GeoPixelError
 from geopixel.pipeline import MAX_ATTEMPTS, Job, MapRequest, Result, Run, Seen, Work, assign_tiles, load_run, predict_tiles, see_tile, write_block
 from geopixel.storage import Folder
@@ -77,6 +78,7 @@ def start() -> None:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = DEATHS_AT_START
+    keep_source_near(context)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not what a user of ours wants to read
 
 
