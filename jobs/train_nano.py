@@ -11,7 +11,7 @@ from geopixel.training import Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
 PICTURES = ("1600", "700", "8", "1.5e-3")
-WORDS = ("700", "200", "4", "1e-3")
+WORDS = ("900", "250", "4", "1e-3")
 TOGETHER = ("200", "150", "4", "3e-4")
 
 

@@ -9,8 +9,9 @@ from ray.data._internal.execution.backpressure_policy.backpressure_policy import
 from ray.data._internal.execution.interfaces import PhysicalOperator
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
-BLOCKS_AHEAD = 512
-"""That may wait before the source goes on: the pieces of eight runs, so that nothing waits for planning, and 4 MB of the driver's memory."""
+BLOCKS_AHEAD = 128
+"""That may wait before the source goes on: the pieces of two runs, which are planned in less time than the model takes for them. The driver keeps about
+12 kB for each."""
 
 
 class SourceAhead(BackpressurePolicy):

@@ -142,7 +142,9 @@ class RayRunner:
         together = min(TILES_PER_TASK, -(-len(plan) // (TASKS_PER_ACTOR * self._actors()[1])))
         parts = [plan[at : at + TILES_PER_SOURCE] for at in range(0, len(plan), TILES_PER_SOURCE)]
         tasks = len(parts) * -(-len(parts[0]) // together)
-        rows = ray.data.read_datasource(_Runs(parts, partial(_part, folder)), override_num_blocks=tasks, num_cpus=READER_CPUS)
+        rows = ray.data.read_datasource(
+            _Runs(parts, partial(_part, folder)), override_num_blocks=tasks, num_cpus=READER_CPUS, concurrency=self._planners()
+        )
         for _, receipt in self._looked_at(rows, run.request, tasks, together):
             if receipt is not None:
                 yield receipt
@@ -189,7 +191,7 @@ class RayRunner:
                 yield ray.get(done)
 
     def _planners(self) -> int:
-        """Runs that are begun at a time: planning ahead must not take the readers' cores."""
+        """Runs, or parts of one, that are begun at a time: planning ahead must not take the readers' cores."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)) // 8)
 
     def _looked_at(

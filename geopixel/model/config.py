@@ -21,8 +21,8 @@ BIN = ("pytorch_model.bin.index.json", "pytorch_model*.bin")
 ENCODERS = ("hiera", "efficientnet-lite0")
 """Image encoders of SAM 2: its own, and a convolutional one for small models (encoder.py)."""
 
-LITE_FLOPS = 15_000
-"""Floating-point operations of EfficientNet-Lite0 for a pixel, without its classifier."""
+LITE_FLOPS = 21_000
+"""Floating-point operations of EfficientNet-Lite0 and its pyramid for a pixel, without its classifier."""
 
 PROMPT_TOKENS = 40
 """Of a referring question and its answer, about."""

@@ -1,7 +1,9 @@
 """EfficientNet-Lite0 as the image encoder of SAM 2, in the place of Hiera: for a small model that learns from little. Its normalisations stand in the
-weights of the convolutions before them. Knows pixels and maps of features; nothing of prompts or masks.
+weights of the convolutions before them. A pyramid above it brings down to the fine maps what only the coarse ones know. Knows pixels and maps of
+features; nothing of prompts or masks.
 
-Source: tensorflow/tpu, models/official/efficientnet/lite (Apache License 2.0; Tan and Le, EfficientNet, arXiv:1905.11946).
+Sources: tensorflow/tpu, models/official/efficientnet/lite (Apache License 2.0; Tan and Le, EfficientNet, arXiv:1905.11946); Lin et al., Feature Pyramid
+Networks, arXiv:1612.03144.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ STAGES = ((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6)
 """Channels, blocks, kernel, stride of the first block, expansion: EfficientNet-Lite0 without its classifier."""
 GIVEN = (1, 2, 4, 6)
 """Stages whose maps are given, at strides of 4, 8, 16 and 32 pixels."""
-CHANNELS = tuple(STAGES[stage][0] for stage in GIVEN)
+PYRAMID = 64
+"""Channels of every map of the pyramid."""
 
 PUBLISHED_MEAN, PUBLISHED_STD = 127 / 255, 128 / 255
 """Of the pixels in 0 to 1 that the published weights were trained with (efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB), in all channels."""
@@ -59,17 +62,11 @@ class InvertedResidual(nn.Module):
         return x + self.parts(x) if self.residual else self.parts(x)
 
 
-class EfficientNetLiteConfig(PreTrainedConfig):
-    model_type = "efficientnet-lite0"
+class EfficientNetLite(nn.Module):
+    """Normalised pixels (images, 3, height, width), edges in multiples of 32 -> the maps of GIVEN, (images, channels, height / stride, width / stride)."""
 
-
-class EfficientNetLite(PreTrainedModel):
-    """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps, channels last."""
-
-    config_class = EfficientNetLiteConfig
-
-    def __init__(self, config: EfficientNetLiteConfig) -> None:
-        super().__init__(config)
+    def __init__(self) -> None:
+        super().__init__()
         self.stem = Convolution(3, STEM, 3, 2)
         before = [STEM, *(width for width, *_ in STAGES)]
         self.stages = nn.ModuleList(
@@ -78,18 +75,44 @@ class EfficientNetLite(PreTrainedModel):
             )
             for channels, (width, blocks, kernel, stride, expansion) in zip(before, STAGES, strict=False)
         )
-        self.post_init()
 
-    def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:
-        x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))  # twice as fast on a CPU, and as the maps are given
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        x = self.stem(pixels.contiguous(memory_format=torch.channels_last))  # twice as fast on a CPU, and as the maps are given
         maps = []
         for stage in self.stages:
             x = stage(x)
-            maps.append(x.permute(0, 2, 3, 1))
-        return Sam2HieraDetModelOutput(last_hidden_state=maps[-1], intermediate_hidden_states=tuple(maps[stage] for stage in GIVEN))
+            maps.append(x)
+        return [maps[stage] for stage in GIVEN]
 
 
-AutoModel.register(EfficientNetLiteConfig, EfficientNetLite)
+class PyramidConfig(PreTrainedConfig):
+    model_type = "efficientnet-lite0"
+
+
+class Pyramid(PreTrainedModel):
+    """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps of PYRAMID channels,
+    channels last. SAM 2's own neck gives its fine maps nothing of the coarse ones: Hiera's have seen the whole image, those of a convolutional
+    network a few pixels."""
+
+    config_class = PyramidConfig
+
+    def __init__(self, config: PyramidConfig) -> None:
+        super().__init__(config)
+        self.trunk = EfficientNetLite()
+        self.lateral = nn.ModuleList(nn.Conv2d(STAGES[stage][0], PYRAMID, 1) for stage in GIVEN)
+        self.merge = nn.ModuleList(nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1) for _ in GIVEN)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:
+        maps: list[Tensor] = []
+        for x, lateral, merge in reversed(list(zip(self.trunk(pixel_values), self.lateral, self.merge, strict=True))):
+            below = lateral(x) + F.interpolate(maps[-1], scale_factor=2.0) if maps else lateral(x)
+            maps.append(F.gelu(merge(below)))
+        given = tuple(x.permute(0, 2, 3, 1) for x in reversed(maps))
+        return Sam2HieraDetModelOutput(last_hidden_state=given[-1], intermediate_hidden_states=given)
+
+
+AutoModel.register(PyramidConfig, Pyramid)
 
 
 def fold_published(published: Mapping[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Tensor]:

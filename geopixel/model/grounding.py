@@ -10,7 +10,7 @@ from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2PromptEncoderConfig, Sam2VisionConfig
 
 from geopixel.model.config import GroundingConfig
-from geopixel.model.encoder import CHANNELS, EfficientNetLiteConfig
+from geopixel.model.encoder import GIVEN, PYRAMID, PyramidConfig
 
 
 def build_hiera(config: GroundingConfig) -> tuple[Sam2HieraDetConfig, list[int]]:
@@ -31,7 +31,7 @@ def build_hiera(config: GroundingConfig) -> tuple[Sam2HieraDetConfig, list[int]]
 
 
 def build_sam2(config: GroundingConfig) -> Sam2Model:
-    encoder, channels = build_hiera(config) if config.encoder == "hiera" else (EfficientNetLiteConfig(), list(CHANNELS))
+    encoder, channels = build_hiera(config) if config.encoder == "hiera" else (PyramidConfig(), [PYRAMID] * len(GIVEN))
     vision = Sam2VisionConfig(
         backbone_config=encoder,
         backbone_channel_list=channels[::-1],

@@ -26,6 +26,7 @@ from geopixel.training.augmentation import jitter, paste, restyle, turn
 from geopixel.training.examples import Example, Teacher
 from geopixel.training.losses import Losses, Probes, forward_loss, picture_loss, read_batch, talk_loss
 from geopixel.training.real import Ground, building_grounds, draw_window, dubai_grounds, naip_grounds
+from geopixel.training.referring import ATOMS
 from geopixel.training.rendered import render_scenes, rendered_window
 from geopixel.training.scratch import fix_encoder, initialise_sam2
 from geopixel.training.words import CONCEPTS
@@ -46,7 +47,7 @@ RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
 
 PHRASES_ASKED = 2
-"""Single objects, or parts of the picture, that an example of the last stage asks for at most."""
+"""Single objects, or parts of the picture, that an example asks for at most."""
 
 ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
@@ -96,7 +97,7 @@ class Windows:
     def picture(self, index: int) -> Example:
         """Without words, zoomed in."""
         rng = np.random.default_rng((self.seed, index))
-        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM)
+        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PHRASES_ASKED)
 
     def draw(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """rgb (height, width, 3), codes (height, width), and what the codes tell."""
@@ -192,13 +193,13 @@ class Adaptation:
         return curve
 
     def words(self, stage: Stage) -> list[list[float]]:
-        """CLIP tower and language model alone."""
+        """CLIP tower and language model alone, with phrases that mean single objects."""
         parts = nn.ModuleList([self.network.vision, self.network.language, self.network.text_hidden_fcs, self.probes.cell, self.probes.concept])
         loss = partial(talk_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg)
-        return self._train("words", stage, parts, self.windows.example, loss)
+        return self._train("words", stage, parts, self.windows.referring, loss)
 
     def together(self, stage: Stage) -> list[list[float]]:
-        """Everything, at full size, and phrases that mean single objects: only here do masks say whether they were understood."""
+        """Everything, at full size."""
         parts = nn.ModuleList([self.network, self.probes])
         loss = partial(forward_loss, self.network, self.probes, bos=self.tokenizer.bos, seg=self.tokenizer.seg, dice_weight=PICTURE_DICE)
         return self._train("together", stage, parts, self.windows.referring, loss)
@@ -207,6 +208,7 @@ class Adaptation:
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
     ) -> list[list[float]]:
         """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
+        torch.set_flush_denormal(True)  # gradients next to nothing would take a CPU five times as long
         parameters = [parameter for parameter in parts.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
         state = State(self.work / f"{name}.pt", parts, optimizer)
@@ -267,7 +269,7 @@ def zoomed(network: GeoPixelNetwork) -> Grounding:
 @torch.no_grad()
 def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows, taught: Sequence[str], *, bos: int, seg: int) -> None:
     """The mean prompt with which the start asks for each concept that it was taught, into probes; the others get directions of their own, as far
-    from their centre as those are."""
+    from their centre as those are, and so does what phrases add."""
     examples = [windows.example(index).to(probes.prompts.device) for index in range(REMEMBERED)]
     reads = [read_batch(network, examples[i : i + 4], bos=bos, seg=seg) for i in range(0, REMEMBERED, 4)]
     prompts, concepts = network.mask_prompts(torch.cat([read.states for read in reads])), torch.cat([read.concepts for read in reads])
@@ -277,10 +279,11 @@ def remember_prompts(network: GeoPixelNetwork, probes: Probes, windows: Windows,
     centre = probes.prompts[learnt].mean(dim=0)
     spread = (probes.prompts[learnt] - centre).norm(dim=1).mean()
     generator = torch.Generator().manual_seed(0)
-    for place in range(len(CONCEPTS)):
-        if place not in learnt:
-            direction = torch.randn(len(centre), generator=generator).to(centre)
-            probes.prompts[place] = centre + spread * direction / direction.norm()
+    directions = torch.randn(len(CONCEPTS) + len(ATOMS), len(centre), generator=generator).to(centre)
+    directions *= spread / directions.norm(dim=1, keepdim=True)
+    strange = [place for place in range(len(CONCEPTS)) if place not in learnt]
+    probes.prompts[strange] = centre + directions[strange]
+    probes.atoms[1:] = directions[len(CONCEPTS) :]
 
 
 @dataclass(frozen=True, slots=True)

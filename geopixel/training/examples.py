@@ -51,6 +51,8 @@ class Example:
     """Concept of every mask of the answers, in their order, counted from 0."""
     planes: list[int]
     """Plane of every mask of the answers: a concept's own, or behind them one of what only a phrase means."""
+    atoms: list[int]
+    """What every mask is of its concept: 0 all of it, else one more than the place in referring.ATOMS of what its phrase says."""
     denied: list[int]
     """Concepts that were asked for in vain, counted from 0."""
     shares: Tensor
@@ -96,18 +98,17 @@ class Teacher:
         starts, tokens = zip(*dialogues, strict=True)
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
-        concepts = numbers([*present, *(each.reference.category for each in referred)])
-        of_masks = [*numbers(present), *range(len(CONCEPTS), len(CONCEPTS) + len(referred))]
         shares_and_weights = planes(truth, known, pixels.shape[-1] // 4, referred)
-        return Example(crops, grid, pixels, list(tokens), list(starts), importance, concepts, of_masks, numbers(denied), *shares_and_weights)
+        return Example(crops, grid, pixels, list(tokens), list(starts), importance, *wanted(present, referred), numbers(denied), *shares_and_weights)
 
-    def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int) -> Example:
+    def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int, rng: np.random.Generator, phrases: int = 0) -> Example:
         """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""
         asked, present = askable(covered(truth), known)
         denied = [name for name in asked if name not in present]
+        referred = list(islice(references(rgb, truth, known, rng), phrases))
         pixels = processor.sam_pixels(rgb, edge)
-        there = numbers(present)
-        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], there, there, numbers(denied), *planes(truth, known, edge // 4))
+        shares_and_weights = planes(truth, known, edge // 4, referred)
+        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], *wanted(present, referred), numbers(denied), *shares_and_weights)
 
     def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of prompt and answer."""
@@ -131,6 +132,13 @@ def numbers(names: Sequence[str]) -> list[int]:
     """Places of concepts in CONCEPTS."""
     order = list(CONCEPTS)
     return [order.index(name) for name in names]
+
+
+def wanted(present: Sequence[str], referred: Sequence[Referred]) -> tuple[list[int], list[int], list[int]]:
+    """Example's concepts, planes and atoms."""
+    whole = numbers(present)
+    concepts = whole + numbers([each.reference.category for each in referred])
+    return concepts, [*whole, *range(len(CONCEPTS), len(CONCEPTS) + len(referred))], [0] * len(whole) + [each.atom + 1 for each in referred]
 
 
 def planes(truth: np.ndarray, known: Sequence[str], size: int, referred: Sequence[Referred] = ()) -> tuple[Tensor, Tensor]:

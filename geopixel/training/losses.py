@@ -16,6 +16,7 @@ from geopixel.model.language import PADDING, PREFIX
 from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.training.examples import Example
+from geopixel.training.referring import ATOMS
 from geopixel.training.words import CONCEPTS
 
 SMALLEST_CELL_SHARE = 0.02
@@ -34,10 +35,13 @@ PROMPT_MEMORY = 0.05
 class Probes(nn.Module):
     """Linear readers that exist in training only and shorten it: what a [SEG] state asks for must be legible in it, what a cell of the image
     holds must be legible in its token, and so in SAM 2's features. Else all that is found only through the masks and answers built on it.
-    Also remembers how each concept is usually asked of the mask decoder."""
+    Also remembers how each concept is usually asked of the mask decoder, and says how a phrase asks for some of it: so the decoder learns what
+    "the largest" is while it knows no words, and the words while they know no masks."""
 
     prompts: Tensor
     """(concepts, grounding hidden) float32, zero until a concept was asked for"""
+    atoms: Tensor
+    """(1 + ATOMS, grounding hidden) float32: what a phrase adds to the prompt of its concept; the first, of no phrase, is zero"""
 
     def __init__(self, config: GeoPixelConfig) -> None:
         super().__init__()
@@ -46,6 +50,12 @@ class Probes(nn.Module):
         channels = config.grounding.hidden_size
         self.maps = nn.ModuleList(nn.Conv2d(count, len(CONCEPTS), 1) for count in (channels, channels // 8, channels // 4))
         self.register_buffer("prompts", torch.zeros(len(CONCEPTS), channels))
+        self.register_buffer("atoms", torch.zeros(1 + len(ATOMS), channels))
+
+    def usual(self, batch: Sequence[Example]) -> Tensor:
+        """The prompts that the masks of a batch are usually asked by, (masks, grounding hidden)."""
+        concepts, atoms = [number for e in batch for number in e.concepts], [number for e in batch for number in e.atoms]
+        return self.prompts[concepts] + self.atoms[atoms]
 
     def cell_loss(self, views: Tensor, batch: Sequence[Example]) -> Tensor:
         """views: tokens of the global views (images, side, side, hidden)."""
@@ -119,8 +129,8 @@ def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     prompts = network.mask_prompts(read.states)
     if len(read.concepts):
         probed = probed + probes.concept_loss(read.states, read.concepts)
-        usual = torch.tensor([plane < len(CONCEPTS) for example in batch for plane in example.planes], device=prompts.device)
-        probes.remember(prompts[usual], read.concepts[usual])
+        whole = torch.tensor([atom == 0 for example in batch for atom in example.atoms], device=prompts.device)
+        probes.remember(prompts[whole], read.concepts[whole])
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
     return Losses(read.answers, masks, probed)
 
@@ -133,14 +143,14 @@ def talk_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *,
     if not len(read.concepts):
         return Losses(read.answers, probed * 0, probed)
     probed = probed + probes.concept_loss(read.states, read.concepts)
-    error = (network.mask_prompts(read.states) - probes.prompts[read.concepts]).square().mean()
+    error = (network.mask_prompts(read.states) - probes.usual(batch)).square().mean()
     return Losses(read.answers, error / probes.prompts.var(dim=0).mean(), probed)
 
 
 def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, dice_weight: float, noise: float) -> Losses:
     """SAM 2 alone, asked by the prompts that probes remember, with noise of this share of their spread."""
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
-    prompts = probes.prompts[[concept for e in batch for concept in e.concepts]]
+    prompts = probes.usual(batch)
     prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
     return Losses(masks.new_zeros(()), masks, probes.map_loss(features, batch))

@@ -22,6 +22,8 @@ SPECK_SHARE = SHORTEST**2 / 16
 """Of the picture: a part of a concept that covers less is no object."""
 MOST_OBJECTS = 60
 """Of a concept in a picture: among more nobody would pick one by its size."""
+ATOMS = (*(Atom("most", most) for most in MOST if most != "smallest"), *(Atom("place", place) for place in PLACES))
+"""What may be asked of a concept's objects: the one that stands out, or all in a part of the picture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +36,10 @@ class Referred:
     mask: np.ndarray
     """(height, width) bool, True where it is what the words mean."""
 
-
-def asked_of(concept: str) -> tuple[Reference, ...]:
-    """What may be asked of a concept's objects: one that stands out, or all in a part of the picture."""
-    singles = [Reference(concept, (Atom("most", most),)) for most in MOST if most != "smallest"]
-    return (*singles, *(Reference(concept, (Atom("place", place),), "all") for place in PLACES))
+    @property
+    def atom(self) -> int:
+        """Place in ATOMS."""
+        return ATOMS.index(self.reference.atoms[0])
 
 
 def objects_of(truth: np.ndarray, concept: str) -> list[SceneObject]:
@@ -60,7 +61,7 @@ def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np
         objects = objects_of(truth, concept)
         if 1 < len(objects) <= MOST_OBJECTS:
             frames[concept] = Frame(rgb, tuple(objects))
-    possible = [reference for concept in frames for reference in asked_of(concept)]
+    possible = [Reference(concept, (atom,), "one" if atom.kind == "most" else "all") for concept in frames for atom in ATOMS]
     for place in rng.permutation(len(possible)):
         reference = possible[place]
         frame = frames[reference.category]

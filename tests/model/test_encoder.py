@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from geopixel.model.config import LITE_FLOPS, GroundingConfig
-from geopixel.model.encoder import CHANNELS, GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, EfficientNetLiteConfig, fold_published
+from geopixel.model.encoder import GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, Pyramid, PyramidConfig, fold_published
 from geopixel.model.grounding import Grounding
+from geopixel.training.scratch import give_unit_gain
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def published_maps(network: EfficientNet, pixels: Tensor) -> list[Tensor]:
 
 
 def folded(published: EfficientNet, mean: float, std: float) -> EfficientNetLite:
-    encoder = EfficientNetLite(EfficientNetLiteConfig()).eval()
+    encoder = EfficientNetLite().eval()
     encoder.load_state_dict(fold_published(published.state_dict(), (mean,) * 3, (std,) * 3))
     return encoder
 
@@ -51,22 +52,22 @@ def test_it_is_the_published_network(published: EfficientNet) -> None:
     for height, width in ((64, 96), (224, 32)):
         pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
         theirs = published_maps(published, (pixels - PUBLISHED_MEAN) / PUBLISHED_STD)
-        ours = folded(published, PUBLISHED_MEAN, PUBLISHED_STD)((pixels - PUBLISHED_MEAN) / PUBLISHED_STD).intermediate_hidden_states
+        ours = folded(published, PUBLISHED_MEAN, PUBLISHED_STD)((pixels - PUBLISHED_MEAN) / PUBLISHED_STD)
         for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one.permute(0, 3, 1, 2), other, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
 def test_other_normalisations_change_the_rim_alone(published: EfficientNet) -> None:
     pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
     normalisations = ((PUBLISHED_MEAN, PUBLISHED_STD), (0.4, 0.2))
-    (one, *_), (other, *_) = (folded(published, mean, std)((pixels - mean) / std).intermediate_hidden_states for mean, std in normalisations)
-    torch.testing.assert_close(one[:, :-6, :-6], other[:, :-6, :-6], rtol=1e-3, atol=1e-3)
+    (one, *_), (other, *_) = (folded(published, mean, std)((pixels - mean) / std) for mean, std in normalisations)
+    torch.testing.assert_close(one[..., :-6, :-6], other[..., :-6, :-6], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_sam_2_stands_on_it() -> None:
-    """Maps of the sizes that the mask decoder wants, masks at a quarter of the edge, and gradients down to the first convolution."""
+    """Maps of the sizes that the mask decoder wants, masks at a quarter of the edge, and gradients down to the first convolution of every part."""
     grounding = Grounding(GroundingConfig(0, 0, (), (), hidden_size=32, mlp_size=48, image_size=64, multimask_fallback=False, encoder="efficientnet-lite0"))
     features = grounding.encode(torch.rand(2, 3, 64, 64))
     assert features.embedding.shape == (2, 32, 4, 4)
@@ -74,14 +75,32 @@ def test_sam_2_stands_on_it() -> None:
     masks = grounding.decode(features, torch.rand(2, 3, 32))
     assert masks.logits.shape == (6, 16, 16)
     masks.logits.square().mean().backward()
-    assert grounding.sam2.vision_encoder.backbone.stem.convolution.weight.grad.abs().sum() > 0
-    assert len(CHANNELS) == 4
+    encoder = grounding.sam2.vision_encoder.backbone
+    for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge):
+        assert layer.weight.grad.abs().sum() > 0
+
+
+@torch.inference_mode()
+def test_fine_maps_know_what_lies_far_away() -> None:
+    """A pixel changes the finest map of the pyramid further off than the trunk's map of the same stride reaches: that hangs on what lies near."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pyramid = Pyramid(PyramidConfig()).eval()
+        give_unit_gain(pyramid)
+    pixels = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    other = pixels.clone()
+    other[..., 8, 8] += 1
+    near = (pyramid.trunk(pixels)[0] - pyramid.trunk(other)[0])[0].abs().sum(dim=0)
+    far, changed = (pyramid(each).intermediate_hidden_states[0][0] for each in (pixels, other))
+    assert near[:8, :8].any()
+    assert not near[16:, 16:].any()
+    assert (far - changed)[16:, 16:].any()
 
 
 def test_the_plan_knows_what_it_costs() -> None:
     """Counted by torch, without numbers."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        EfficientNetLite(EfficientNetLiteConfig())(torch.zeros(1, 3, 512, 512))
+        Pyramid(PyramidConfig())(torch.zeros(1, 3, 512, 512))
     assert counter.get_total_flops() / 512**2 == pytest.approx(LITE_FLOPS, rel=0.05)
 
 

@@ -21,6 +21,7 @@ from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoo
 from geopixel.training.augmentation import paste
 from geopixel.training.losses import forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
+from geopixel.training.referring import ATOMS
 from geopixel.training.rendered import SCENE_SIZE
 from geopixel.training.words import CONCEPTS, train_tokenizer
 from tests.model import tiny
@@ -143,7 +144,8 @@ def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> No
     moved = {name for name, value in grounding.state_dict().items() if not torch.equal(value, begun[name])}
     assert any("mask_decoder" in name for name in moved)
     assert any("neck" in name for name in moved)
-    assert not any("backbone" in name for name in moved)
+    assert any("backbone.merge" in name for name in moved)
+    assert not any("trunk" in name for name in moved)
 
 
 def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
@@ -173,13 +175,27 @@ def test_what_a_single_object_was_asked_by_is_not_how_its_concept_is_asked(lesso
     ready = prepared(lessons, "single")
     example = next(each for each in map(ready.windows.example, range(20)) if len(each.concepts) > 1)
     usual, single = example.concepts[:2]
-    planes = [usual, len(CONCEPTS), *example.concepts[2:]]
+    planes, atoms = [usual, len(CONCEPTS), *example.concepts[2:]], [0, 1, *example.atoms[2:]]
     shares, weights = (torch.cat([plane, plane[single : single + 1]]) for plane in (example.shares, example.weights))
     ready.probes.prompts.zero_()
-    batch = [replace(example, planes=planes, shares=shares, weights=weights)]
+    batch = [replace(example, planes=planes, atoms=atoms, shares=shares, weights=weights)]
     forward_loss(ready.network, ready.probes, batch, bos=ready.tokenizer.bos, seg=ready.tokenizer.seg)
     assert ready.probes.prompts[usual].any()
     assert not ready.probes.prompts[single].any()
+
+
+def test_a_phrase_adds_to_how_its_concept_is_asked(lessons: Path) -> None:
+    """The same for every concept, and something else for every phrase; the whole of a concept is asked by its prompt alone."""
+    probes = prepared(lessons, "adds").probes
+    example = prepared(lessons, "asks").windows.picture(0)
+    water, building = CONCEPTS["water"] - 1, CONCEPTS["building"] - 1
+    batch = [replace(example, concepts=[water, water], atoms=[0, 1]), replace(example, concepts=[building] * 2, atoms=[1, len(ATOMS)])]
+    whole, largest, other, last = probes.usual(batch)
+    assert torch.equal(whole, probes.prompts[water])
+    assert torch.allclose(largest - whole, other - probes.prompts[building], atol=1e-6)
+    assert len(probes.atoms) == 1 + len(ATOMS)
+    assert torch.pdist(probes.atoms).min() > 0
+    assert not torch.allclose(other, last)
 
 
 def test_what_is_pasted_is_labelled() -> None:

@@ -14,7 +14,7 @@ from geopixel.annotation.wordings import parse
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
 from geopixel.training.examples import Teacher
-from geopixel.training.referring import REFERRED, references
+from geopixel.training.referring import ATOMS, REFERRED, references
 from geopixel.training.scratch import nano_config
 from geopixel.training.words import CONCEPTS, train_tokenizer
 
@@ -97,7 +97,7 @@ def test_an_example_trains_the_masks_that_its_phrases_mean(seed: int) -> None:
     said = [words for words in masks if (reference := parse(words, REFERRED)) and reference.atoms]
     extra = [plane for plane in example.planes if plane >= len(CONCEPTS)]
     assert len(said) == len(extra) == len(example.shares) - len(CONCEPTS)
-    assert len(example.concepts) == len(example.planes)
+    assert len(example.concepts) == len(example.planes) == len(example.atoms)
     possible = list(references(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water"), np.random.default_rng(0)))
     for words, plane in zip(said, extra, strict=True):
         (meant,) = [each for each in possible if each.reference == parse(words, REFERRED)]
@@ -105,3 +105,7 @@ def test_an_example_trains_the_masks_that_its_phrases_mean(seed: int) -> None:
         assert torch.equal(example.shares[plane], cells)
         assert (example.weights[plane] == 1).all()
         assert list(CONCEPTS)[example.concepts[example.planes.index(plane)]] == meant.reference.category
+        assert (ATOMS[example.atoms[example.planes.index(plane)] - 1],) == meant.reference.atoms
+    picture = teacher.picture(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water"), 256, np.random.default_rng(seed), phrases=2)
+    for each in (example, picture):
+        assert all((atom > 0) == (plane >= len(CONCEPTS)) for atom, plane in zip(each.atoms, each.planes, strict=True))

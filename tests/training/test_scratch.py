@@ -111,7 +111,7 @@ def test_what_the_labels_do_not_tell_is_neither_asked_nor_learnt(examples: Rende
     assert building[:, : 48 * 2].eq(1).all()
     assert building[:, 48 * 2 :].eq(0).all()
     assert not any(weights.any() for weights in others)
-    picture = examples.teacher.picture(np.zeros((64, 64, 3), np.uint8), codes, ["building", "road"], 256)
+    picture = examples.teacher.picture(np.zeros((64, 64, 3), np.uint8), codes, ["building", "road"], 256, np.random.default_rng(0))
     assert (picture.concepts, picture.denied, picture.shares.shape) == ([0], [1], (len(CONCEPTS), 64, 64))
     assert picture.tokens == []
     assert torch.equal(picture.shares[0, :32, :48], torch.ones(32, 48))
