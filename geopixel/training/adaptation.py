@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -208,7 +209,6 @@ class Adaptation:
         self, name: str, stage: Stage, parts: nn.Module, example: Callable[[int], Example], loss: Callable[[list[Example]], Losses]
     ) -> list[list[float]]:
         """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
-        torch.set_flush_denormal(True)  # gradients next to nothing would take a CPU five times as long
         parameters = [parameter for parameter in parts.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
         state = State(self.work / f"{name}.pt", parts, optimizer)
@@ -223,11 +223,13 @@ class Adaptation:
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate(step, stage)
             torch.manual_seed(self.windows.seed + step)  # of the noise on prompts
-            losses = loss([example.to(device) for example in next(batches)])
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            examples = [example.to(device) for example in next(batches)]
+            with denormals_as_zero():
+                losses = loss(examples)
+                optimizer.zero_grad(set_to_none=True)
+                losses.total.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
             recent.append(torch.stack([losses.answers, losses.masks, losses.probes]).detach())
             if (step + 1) % LOGGED == 0 or step + 1 == stage.steps:
                 means = [round(float(x), 4) for x in torch.stack(recent).mean(dim=0)]
@@ -238,6 +240,16 @@ class Adaptation:
                     state.save(step + 1, curve)
                     saved = time.monotonic()
         return curve
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Gradients next to nothing would take a CPU five times as long. Ends with the step: it holds for all that the thread computes."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def rate(step: int, stage: Stage) -> float:

@@ -17,7 +17,7 @@ from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.losses import BCE_WEIGHT, bce_loss
 from geopixel.model.tokenizer import Tokenizer
 from geopixel.training import Stage, adapt_nano, adaptation
-from geopixel.training.adaptation import Adaptation, Windows, prepare, rate, zoomed
+from geopixel.training.adaptation import Adaptation, Windows, denormals_as_zero, prepare, rate, zoomed
 from geopixel.training.augmentation import paste
 from geopixel.training.losses import forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
@@ -128,6 +128,15 @@ def test_small_windows_train_the_very_network(lessons: Path) -> None:
     adaptation.words(Stage(1, 1, 2, 1e-2))
     spoken = network.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(after[name], spoken[name])} == {"vision", "language", "text_hidden_fcs"}
+
+
+def test_numbers_next_to_nothing_are_zero_for_the_steps_only(lessons: Path) -> None:
+    """Else all that the process computes later would lose them."""
+    small = torch.tensor(1e-40)
+    with denormals_as_zero():
+        assert small * 1 == 0
+    prepared(lessons, "denormal").pictures(Stage(1, 1, 1, 1e-3))
+    assert small * 1 > 0
 
 
 def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> None:
