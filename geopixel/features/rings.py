@@ -232,8 +232,9 @@ def _measure(points: np.ndarray, rings: np.ndarray) -> tuple[np.ndarray, np.ndar
             q = (1 - _E2) * sine * (1 / (1 - _E2 * sine * sine) + _atanh_ratio(_E2 * sine * sine)) / _Q_POLE
             half = q / (1 + math.sqrt(max(0.0, 1 - q * q)))  # tan(beta / 2), beta the authalic latitude: sin(beta) = q / q_pole
             if point > rings[ring]:
-                turn = points[point, 0] - points[point - 1, 0]
-                turn -= 360 * np.rint(turn / 360)
+                # Over the antimeridian both count from there: their difference, near 360, would be rounded by much of a small ring.
+                half_turn = 180 * np.rint((points[point, 0] - points[point - 1, 0]) / 360)
+                turn = (points[point, 0] - half_turn) - (points[point - 1, 0] + half_turn)
                 across, down = math.radians(turn), math.radians(points[point, 1] - points[point - 1, 1])
                 area[ring] -= _atan(_tan(across / 2) * (half + half_before) / (1 + half * half_before))
                 middle = (sine + sine_before) / (2 - down * down / 4)  # sine of the latitude half way: over twice cos(down / 2)
