@@ -7,12 +7,12 @@ import argparse
 from pathlib import Path
 
 from geopixel.errors import GeoPixelError
-from geopixel.training import Stage, adapt_nano, train_nano
+from geopixel.training import STAGES, Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
-PICTURES = ("1600", "700", "8", "1.5e-3")
+PICTURES = ("2400", "1000", "8", "1.5e-3")
 WORDS = ("900", "250", "4", "1e-3")
-TOGETHER = ("200", "150", "4", "3e-4")
+TOGETHER = ("600", "400", "4", "3e-4")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
     device, workers, anew = arguments.pop("device"), arguments.pop("workers"), arguments.pop("anew")
-    stages = {name: arguments.pop(name) for name in ("pictures", "words", "together")}
+    stages = {name: arguments.pop(name) for name in STAGES}
     try:
         if data is None:
             train_nano(**arguments | {"scenes": arguments["scenes"] or 120})

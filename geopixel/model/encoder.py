@@ -92,15 +92,19 @@ class PyramidConfig(PreTrainedConfig):
 class Pyramid(PreTrainedModel):
     """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps of PYRAMID channels,
     channels last. SAM 2's own neck gives its fine maps nothing of the coarse ones: Hiera's have seen the whole image, those of a convolutional
-    network a few pixels."""
+    network a few pixels. From the finest a second path goes back up to the coarse ones (PANet, Liu et al. 2018, arXiv:1803.01534): what is to be
+    compared as a whole, as the largest of several, must be seen there in its true outline."""
 
     config_class = PyramidConfig
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config)
-        self.trunk = EfficientNetLite()
+        self.trunk: nn.Module = EfficientNetLite()
         self.lateral = nn.ModuleList(nn.Conv2d(STAGES[stage][0], PYRAMID, 1) for stage in GIVEN)
         self.merge = nn.ModuleList(nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1) for _ in GIVEN)
+        self.upward = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(PYRAMID, PYRAMID, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1)) for _ in GIVEN[1:]
+        )
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:
@@ -108,7 +112,10 @@ class Pyramid(PreTrainedModel):
         for x, lateral, merge in reversed(list(zip(self.trunk(pixel_values), self.lateral, self.merge, strict=True))):
             below = lateral(x) + F.interpolate(maps[-1], scale_factor=2.0) if maps else lateral(x)
             maps.append(F.gelu(merge(below)))
-        given = tuple(x.permute(0, 2, 3, 1) for x in reversed(maps))
+        whole = [maps.pop()]
+        for path in self.upward:
+            whole.append(maps.pop() + path(whole[-1]))
+        given = tuple(x.permute(0, 2, 3, 1) for x in whole)
         return Sam2HieraDetModelOutput(last_hidden_state=given[-1], intermediate_hidden_states=given)
 
 

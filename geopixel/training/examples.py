@@ -16,7 +16,7 @@ from geopixel.model import processor
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.geopixel import DESCRIBE_PROMPT, NO, PRESENCE_PROMPT, SEGMENT_ANSWER, SEGMENT_PROMPT, YES
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
-from geopixel.training.referring import Referred, references
+from geopixel.training.referring import REFERRED, Referred, objects_of, references
 from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, STRANGE, UNLABELLED, WORDINGS, describe
 
 DESCRIBED = 0.15
@@ -59,10 +59,13 @@ class Example:
     """(planes, S, S) float32: share of each mask cell that is covered: by each concept, then by what each phrase means."""
     weights: Tensor
     """(planes, S, S) float32: share of each mask cell of which that is known."""
+    sizes: Tensor
+    """(REFERRED, S, S) float32: how large the object of that concept in each mask cell is, as the square root of its area in pixels; 0 where none
+    is. Nothing in an example with words."""
 
     def to(self, device: torch.device) -> Example:
         """With its tensors there."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("crops", "pixels", "shares", "weights")})
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("crops", "pixels", "shares", "weights", "sizes")})
 
 
 class Teacher:
@@ -99,7 +102,8 @@ class Teacher:
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
         shares_and_weights = planes(truth, known, pixels.shape[-1] // 4, referred)
-        return Example(crops, grid, pixels, list(tokens), list(starts), importance, *wanted(present, referred), numbers(denied), *shares_and_weights)
+        masks = (*wanted(present, referred), numbers(denied), *shares_and_weights, torch.zeros(0))
+        return Example(crops, grid, pixels, list(tokens), list(starts), importance, *masks)
 
     def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int, rng: np.random.Generator, phrases: int = 0) -> Example:
         """The same without words, for the mask decoder alone: SAM 2 sees edge x edge pixels."""
@@ -108,7 +112,7 @@ class Teacher:
         referred = list(islice(references(rgb, truth, known, rng), phrases))
         pixels = processor.sam_pixels(rgb, edge)
         shares_and_weights = planes(truth, known, edge // 4, referred)
-        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], *wanted(present, referred), numbers(denied), *shares_and_weights)
+        return Example(torch.zeros(0), (0, 0), pixels, [], [], [], *wanted(present, referred), numbers(denied), *shares_and_weights, sizes(truth, known, edge))
 
     def dialogue(self, prompt: str, answer: str) -> tuple[int, list[int]]:
         """Where the answer starts, and the ids of prompt and answer."""
@@ -147,3 +151,12 @@ def planes(truth: np.ndarray, known: Sequence[str], size: int, referred: Sequenc
     *shares, labelled = F.adaptive_avg_pool2d(torch.from_numpy(inside), size)
     told = torch.tensor([float(name in known) for name in CONCEPTS] + [1.0] * len(referred))
     return torch.stack(shares), labelled * told[:, None, None]
+
+
+def sizes(truth: np.ndarray, known: Sequence[str], edge: int) -> Tensor:
+    """Example's sizes, for a picture that is seen in edge x edge pixels."""
+    areas = np.zeros((len(REFERRED), *truth.shape), np.float32)
+    for plane, concept in zip(areas, REFERRED, strict=True):
+        for each in objects_of(truth, concept) if concept in known else ():
+            plane[each.window][each.mask] = each.area / truth.size
+    return F.adaptive_max_pool2d(torch.from_numpy(areas).sqrt() * edge, edge // 4)

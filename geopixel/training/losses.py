@@ -16,7 +16,7 @@ from geopixel.model.language import PADDING, PREFIX
 from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.training.examples import Example
-from geopixel.training.referring import ATOMS
+from geopixel.training.referring import ATOMS, REFERRED
 from geopixel.training.words import CONCEPTS
 
 SMALLEST_CELL_SHARE = 0.02
@@ -28,6 +28,9 @@ ANSWER_WEIGHT = 4.0
 DENIED_MASKS = 2
 """Masks of things that are not there, at most, that an example trains to be empty: should the answer claim one, nothing is drawn."""
 DENIED_WEIGHT = 0.5
+SIZE_WEIGHT = 2.0
+SIZES = (8.0, 12.0, 17.0, 23.0, 33.0, 46.0, 64.0, 90.0, 128.0, 180.0)
+"""Square roots of areas, in pixels: larger than which of them an object is must be legible where it lies."""
 PROMPT_MEMORY = 0.05
 """Share of the newest batch in the remembered prompt of a concept."""
 
@@ -49,6 +52,7 @@ class Probes(nn.Module):
         self.cell = nn.Linear(config.language.hidden_size, len(CONCEPTS))
         channels = config.grounding.hidden_size
         self.maps = nn.ModuleList(nn.Conv2d(count, len(CONCEPTS), 1) for count in (channels, channels // 8, channels // 4))
+        self.sizes = nn.ModuleList(nn.Conv2d(count, len(REFERRED) * len(SIZES), 1) for count in (channels, channels // 4))
         self.register_buffer("prompts", torch.zeros(len(CONCEPTS), channels))
         self.register_buffer("atoms", torch.zeros(1 + len(ATOMS), channels))
 
@@ -67,6 +71,19 @@ class Probes(nn.Module):
         total = shares.new_zeros(())
         for probe, x in zip(self.maps, (features.embedding, *features.fine), strict=True):
             total = total + weighted_bce(probe(x), *(F.adaptive_avg_pool2d(plane, x.shape[-1]) for plane in (shares, weights))).mean()
+        return total
+
+    def size_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
+        """Which is the largest nobody can tell who does not see how large each is; the masks alone teach that too slowly."""
+        seen = torch.stack([example.sizes for example in batch])
+        bounds = seen.new_tensor(SIZES)[:, None, None]
+        total = seen.new_zeros(())
+        for probe, x in zip(self.sizes, (features.embedding, features.fine[1]), strict=True):
+            cells = F.adaptive_max_pool2d(seen, x.shape[-1])[:, :, None]
+            logits = probe(x).unflatten(1, (len(REFERRED), len(SIZES)))
+            there = (cells > 0).expand_as(logits)
+            if there.any():
+                total = total + F.binary_cross_entropy_with_logits(logits[there], (cells > bounds)[there].float())
         return total
 
     def concept_loss(self, states: Tensor, concepts: Tensor) -> Tensor:
@@ -153,7 +170,8 @@ def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     prompts = probes.usual(batch)
     prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
-    return Losses(masks.new_zeros(()), masks, probes.map_loss(features, batch))
+    probed = probes.map_loss(features, batch) + SIZE_WEIGHT * probes.size_loss(features, batch)
+    return Losses(masks.new_zeros(()), masks, probed)
 
 
 def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:

@@ -22,8 +22,13 @@ SPECK_SHARE = SHORTEST**2 / 16
 """Of the picture: a part of a concept that covers less is no object."""
 MOST_OBJECTS = 60
 """Of a concept in a picture: among more nobody would pick one by its size."""
+STANDS_OUT = 2.0
+"""Times the area of any other that the largest has: of those closer to each other nano's masks do not show which it is."""
+OFTENER = 5.0
+"""The largest is asked for so much oftener than each of the others: it is what people ask for, and the hardest."""
 ATOMS = (*(Atom("most", most) for most in MOST if most != "smallest"), *(Atom("place", place) for place in PLACES))
 """What may be asked of a concept's objects: the one that stands out, or all in a part of the picture."""
+LARGEST = Atom("most", "largest")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +58,11 @@ def objects_of(truth: np.ndarray, concept: str) -> list[SceneObject]:
     return found
 
 
+def stands_out(frame: Frame, largest: int) -> bool:
+    """Whether an object of a frame that shows one class only is larger by far than all others."""
+    return all(frame.objects[largest].area >= STANDS_OUT * each.area for place, each in enumerate(frame.objects) if place != largest)
+
+
 def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator) -> Iterator[Referred]:
     """All that can be asked of this picture without ambiguity, in random order. rgb (height, width, 3) uint8; truth (height, width) uint8, codes of
     CONCEPTS; known: the concepts that the labels tell."""
@@ -62,11 +72,14 @@ def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np
         if 1 < len(objects) <= MOST_OBJECTS:
             frames[concept] = Frame(rgb, tuple(objects))
     possible = [Reference(concept, (atom,), "one" if atom.kind == "most" else "all") for concept in frames for atom in ATOMS]
-    for place in rng.permutation(len(possible)):
+    waits = [rng.random() / (OFTENER if reference.atoms == (LARGEST,) else 1.0) for reference in possible]
+    for place in np.argsort(waits):
         reference = possible[place]
         frame = frames[reference.category]
         group = meant(frame, reference)
         if group is None or len(group) == len(frame.objects):
+            continue
+        if reference.atoms == (LARGEST,) and not stands_out(frame, *group):
             continue
         mask = frame.mask(group)
         if mask.mean() >= SHORTEST**2:

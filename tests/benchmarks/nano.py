@@ -25,8 +25,8 @@ from geopixel.demo import CLASSES, DEMO_SEEDS, render_scene
 from geopixel.evaluation.referring import Overlap, referring_scores
 from geopixel.model import GeoPixel
 from geopixel.training.real import Ground, dubai_grounds, naip_grounds, read_picture
-from geopixel.training.referring import Referred, references
-from geopixel.training.words import CONCEPTS, STRANGE, UNLABELLED
+from geopixel.training.referring import LARGEST, Referred, references
+from geopixel.training.words import CONCEPTS, OTHER, STRANGE, UNLABELLED
 from tests.benchmarks.table import Figure, exit_code, markdown
 
 DUBAI = ("building", "road", "vegetation", "water", "land")
@@ -34,6 +34,8 @@ STRANGE_ASKED = 4
 """Things that nothing here holds, asked of every picture."""
 WINDOW = 512
 """Pixels along an edge of the rendered pictures that are asked for single objects."""
+KINDS = ("largest", "outermost", "place")
+"""Of phrases."""
 ABSENT_CHIPS = 8
 """Every so many chips are asked for what they do not hold."""
 
@@ -87,34 +89,37 @@ def absent_words(data: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
         yield picture, ([] if mask.any() else ["building"]) + rng.choice(STRANGE, 1).tolist()
 
 
-def phrases(data: Path) -> Iterator[tuple[np.ndarray, list[Referred]]]:
-    """Pictures kept back from training, real and rendered, with all that can be asked of their objects without ambiguity."""
+def phrases(data: Path) -> Iterator[tuple[np.ndarray, np.ndarray, list[Referred]]]:
+    """Pictures kept back from training, real and rendered, and their labels, with all that can be asked of their objects without ambiguity."""
     pictures = [(ground.rgb, ground.truth, ground.known) for ground in dubai_grounds(data / "training" / "dubai", kept_back=True)]
     for scene in map(render_scene, DEMO_SEEDS):
         for top, left in np.ndindex(*(edge // WINDOW for edge in scene.truth.shape)):
             window = slice(top * WINDOW, (top + 1) * WINDOW), slice(left * WINDOW, (left + 1) * WINDOW)
             pictures.append((scene.rgb[window], scene.truth[window], tuple(CLASSES)))
+    buildings = chips(data / "training" / "buildings", "banepa")
+    pictures += [(rgb, np.where(mask, CONCEPTS["building"], OTHER).astype(np.uint8), ("building",)) for rgb, mask in buildings]
     for rgb, truth, known in pictures:
-        yield rgb, list(references(rgb, truth, known, np.random.default_rng(0)))
+        yield rgb, truth, list(references(rgb, truth, known, np.random.default_rng(0)))
 
 
-def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, Sequence[Referred]]]) -> dict[str, float]:
-    """Mean IoU of the answers with what phrases mean, by what they say; and of the answers to the bare concept, which is what one gets who is not
-    listened to."""
-    listened, bare = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    for rgb, pictured in asked:
+def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, np.ndarray, Sequence[Referred]]]) -> dict[str, float]:
+    """By what phrases say: how many there are; mean IoU of the answers with what they mean, and of those to the bare concept, which is what one gets
+    who is not listened to; and the mean shares that are drawn of what is meant, and of the concept's other objects."""
+    scores = defaultdict[str, list[float]](list)
+    for rgb, truth, pictured in asked:
         concepts = sorted({each.reference.category for each in pictured})
         words = [*(each.words for each in pictured), *concepts]
         drawn = dict(zip(words, answers(model, rgb, words), strict=True)) if words else {}
         for each in pictured:
             (atom,) = each.reference.atoms
-            kind = "place" if atom.kind == "place" else "largest" if atom.value == "largest" else "outermost"
-            for scores, said in ((listened, each.words), (bare, each.reference.category)):
+            kind = "place" if atom.kind == "place" else "largest" if atom == LARGEST else "outermost"
+            others = (truth == CONCEPTS[each.reference.category]) & ~each.mask
+            for name, said in (("", each.words), (", bare", each.reference.category)):
                 overlap = Overlap.of(drawn[said], each.mask)
-                scores[kind].append(overlap.intersection / max(1, overlap.union))
-    return {f"{kind} ({len(scores)})": float(np.mean(scores)) for kind, scores in listened.items()} | {
-        f"{kind}, bare": float(np.mean(scores)) for kind, scores in bare.items()
-    }
+                scores[f"{kind}{name}"].append(overlap.intersection / max(1, overlap.union))
+            for name, part in (("meant drawn", each.mask), ("others drawn", others)):
+                scores[f"{kind}, {name}"].append(float(drawn[each.words][part].mean()))
+    return {name: float(np.mean(values)) for name, values in scores.items()} | {f"{kind}, asked": float(len(scores[kind])) for kind in KINDS}
 
 
 def seconds(model: GeoPixel, prompts: Sequence[str], repeats: int = 3) -> float:

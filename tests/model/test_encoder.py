@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from geopixel.model.config import LITE_FLOPS, GroundingConfig
 from geopixel.model.encoder import GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, Pyramid, PyramidConfig, fold_published
 from geopixel.model.grounding import Grounding
-from geopixel.training.scratch import give_unit_gain
+from geopixel.training.scratch import give_unit_gain, initialise_sam2
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_sam_2_stands_on_it() -> None:
     assert masks.logits.shape == (6, 16, 16)
     masks.logits.square().mean().backward()
     encoder = grounding.sam2.vision_encoder.backbone
-    for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge):
+    for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge, *(path[0] for path in encoder.upward)):
         assert layer.weight.grad.abs().sum() > 0
 
 
@@ -95,6 +95,26 @@ def test_fine_maps_know_what_lies_far_away() -> None:
     assert near[:8, :8].any()
     assert not near[16:, 16:].any()
     assert (far - changed)[16:, 16:].any()
+
+
+@torch.inference_mode()
+def test_coarse_maps_know_the_fine_ones_once_they_have_learnt_to() -> None:
+    """A new pyramid's path back up adds nothing; with weights, all maps but the finest change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        grounding = Grounding(GroundingConfig(0, 0, (), (), hidden_size=32, mlp_size=48, image_size=64, encoder="efficientnet-lite0"))
+        initialise_sam2(grounding)
+    pyramid = grounding.sam2.vision_encoder.backbone
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    begun = pyramid(pixels).intermediate_hidden_states
+    for path in pyramid.upward:
+        path[0].weight.mul_(2)
+    assert all(map(torch.equal, begun, pyramid(pixels).intermediate_hidden_states))
+    for path in pyramid.upward:
+        path[-1].bias.add_(1)
+    (finest, *coarse), (same, *changed) = begun, pyramid(pixels).intermediate_hidden_states
+    assert torch.equal(finest, same)
+    assert all((x != y).any() for x, y in zip(coarse, changed, strict=True))
 
 
 def test_the_plan_knows_what_it_costs() -> None:

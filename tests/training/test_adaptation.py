@@ -16,13 +16,14 @@ from geopixel.model import GeoPixel
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.losses import BCE_WEIGHT, bce_loss
 from geopixel.model.tokenizer import Tokenizer
-from geopixel.training import Stage, adapt_nano, adaptation
-from geopixel.training.adaptation import Adaptation, Windows, denormals_as_zero, prepare, rate, zoomed
+from geopixel.training import Stage, adapt_nano, adaptation, windows
+from geopixel.training.adaptation import Adaptation, denormals_as_zero, prepare, rate, zoomed
 from geopixel.training.augmentation import paste
-from geopixel.training.losses import forward_loss, weighted_bce, weighted_mask_loss
+from geopixel.training.losses import SIZES, forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
 from geopixel.training.referring import ATOMS
 from geopixel.training.rendered import SCENE_SIZE
+from geopixel.training.windows import Windows
 from geopixel.training.words import CONCEPTS, train_tokenizer
 from tests.model import tiny
 from tests.training.test_real import write_chips
@@ -102,15 +103,15 @@ def test_windows_are_of_the_sites_asked_for_and_the_same_wherever_they_are_drawn
     assert torch.pdist(prompts).min() > 0
     assert prompts.isfinite().all()
     assert len(prompts) == len(CONCEPTS)
-    windows = adaptation.windows
-    again = Windows(windows.scenes, windows.grounds, windows.teacher, windows.seed)
+    drawer = adaptation.windows
+    again = Windows(drawer.scenes, drawer.grounds, drawer.teacher, drawer.seed)
     for index in range(4):
-        for one, other in ((windows.example(index), again.example(index)), (windows.picture(index), again.picture(index))):
+        for one, other in ((drawer.example(index), again.example(index)), (drawer.picture(index), again.picture(index))):
             assert one.tokens == other.tokens
             assert torch.equal(one.pixels, other.pixels)
             assert torch.equal(one.shares, other.shares)
-    assert windows.picture(0).pixels.shape == (3, 64, 64)
-    assert windows.example(0).pixels.shape == (3, 128, 128)
+    assert drawer.picture(0).pixels.shape == (3, 64, 64)
+    assert drawer.example(0).pixels.shape == (3, 128, 128)
 
 
 def test_small_windows_train_the_very_network(lessons: Path) -> None:
@@ -154,15 +155,34 @@ def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> No
     assert any("mask_decoder" in name for name in moved)
     assert any("neck" in name for name in moved)
     assert any("backbone.merge" in name for name in moved)
+    assert any("upward" in name for name in moved)
     assert not any("trunk" in name for name in moved)
+
+
+def test_sizes_are_legible_where_they_can_be_read(lessons: Path) -> None:
+    """Probes that say of every cell what holds of it lose nothing, those that say the opposite much; where nothing is, nothing is asked."""
+    ready = prepared(lessons, "sizes")
+    picture = next(example for example in map(ready.windows.picture, range(60)) if example.sizes.any())
+    features = zoomed(ready.network).encode(picture.pixels[None])
+    losses = []
+    for sign in (50.0, -50.0):
+        for probe, x in zip(ready.probes.sizes, (features.embedding, features.fine[1]), strict=True):
+            cells = torch.nn.functional.adaptive_max_pool2d(picture.sizes, x.shape[-1])
+            there = cells[:, None] > torch.tensor(SIZES)[:, None, None]
+            said = sign * (2 * there.float() - 1).flatten(0, 1)[None]
+            probe.forward = lambda _, said=said: said
+        losses.append(float(ready.probes.size_loss(features, [picture])))
+    assert losses[0] < 1e-6
+    assert losses[1] == pytest.approx(100)
+    assert ready.probes.size_loss(features, [replace(picture, sizes=torch.zeros_like(picture.sizes))]) == 0
 
 
 def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
     """What is searched for and pasted into holds more building than windows drawn anywhere."""
-    windows = prepared(lessons, "dense").windows
-    (ground,) = windows.grounds["buildings"]
+    drawer = prepared(lessons, "dense").windows
+    (ground,) = drawer.grounds["buildings"]
     left = replace(ground, truth=np.where(np.arange(ground.truth.shape[1]) < 128, ground.truth, 0).astype(np.uint8))
-    there = replace(windows, grounds={"buildings": [left]})
+    there = replace(drawer, grounds={"buildings": [left]})
     code = CONCEPTS["building"]
     drawn = [(there.denser(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
     plain = [(draw_window(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
@@ -170,12 +190,12 @@ def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
 
 
 def test_rendered_windows_are_full_of_what_is_sought(lessons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    windows = prepared(lessons, "full").windows
-    monkeypatch.setattr(adaptation, "SOUGHT", ("water",))
+    drawer = prepared(lessons, "full").windows
+    monkeypatch.setattr(windows, "SOUGHT", ("water",))
     drawn = {}
     for share in (0, 1):
-        monkeypatch.setattr(adaptation, "SOUGHT_SHARE", share)
-        drawn[share] = np.mean([(windows.fuller(np.random.default_rng(seed), 2)[1] == CONCEPTS["water"]).mean() for seed in range(40)])
+        monkeypatch.setattr(windows, "SOUGHT_SHARE", share)
+        drawn[share] = np.mean([(drawer.fuller(np.random.default_rng(seed), 2)[1] == CONCEPTS["water"]).mean() for seed in range(40)])
     assert drawn[1] > 1.3 * drawn[0]
 
 

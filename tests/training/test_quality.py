@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,12 @@ def test_who_is_not_listened_to_gets_all_of_the_concept() -> None:
     codes[2:32, 2:32] = codes[50:60, 50:60] = CONCEPTS["building"]
     rgb = np.dstack([np.zeros_like(codes)] * 2 + [codes])
     largest = [each for each in references(rgb, codes, ("building",), np.random.default_rng(0)) if each.reference.atoms[0].value == "largest"]
-    told = nano.understood(Seeing(), [(rgb, largest), (rgb, [])])  # type: ignore[arg-type]
-    assert told == {"largest (1)": 0.0, "largest, bare": 0.9}
+    told = nano.understood(Seeing(), [(rgb, codes, largest), (rgb, codes, [])])  # type: ignore[arg-type]
+    drawn = {"largest": 0.0, "largest, bare": 0.9, "largest, meant drawn": 0.0, "largest, others drawn": 0.0}
+    assert told == drawn | {"largest, asked": 1, "outermost, asked": 0, "place, asked": 0}
+    bare = [replace(each, words="building") for each in largest]
+    told = nano.understood(Seeing(), [(rgb, codes, bare)])  # type: ignore[arg-type]
+    assert (told["largest"], told["largest, meant drawn"], told["largest, others drawn"]) == (0.9, 1.0, 1.0)
 
 
 def test_absent_things_are_counted_by_prompt() -> None:

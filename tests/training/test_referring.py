@@ -13,7 +13,7 @@ from scipy import ndimage
 from geopixel.annotation.wordings import parse
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
-from geopixel.training.examples import Teacher
+from geopixel.training.examples import Teacher, sizes
 from geopixel.training.referring import ATOMS, REFERRED, references
 from geopixel.training.scratch import nano_config
 from geopixel.training.words import CONCEPTS, train_tokenizer
@@ -65,6 +65,7 @@ def test_a_phrase_means_what_the_labels_show(seed: int) -> None:
         (atom,) = each.reference.atoms
         if atom.value == "largest":
             assert [part.sum() for part in meant] == [max(part.sum() for part in parts)]
+            assert sorted(part.sum() for part in parts)[-2] * 2 <= meant[0].sum(), "by far the largest"
         elif atom.kind == "most":
             axis, best = OUTERMOST[atom.value]
             assert len(meant) == 1
@@ -73,6 +74,27 @@ def test_a_phrase_means_what_the_labels_show(seed: int) -> None:
             assert all(in_place(part, atom.value) == any(part is one for one in meant) for part in parts)
     again = references(np.zeros((EDGE, EDGE, 3), np.uint8), truth, ("building", "water", "road"), np.random.default_rng(seed))
     assert [each.words for each in found] == [each.words for each in again]
+
+
+def test_the_largest_is_asked_for_oftener() -> None:
+    blank = np.zeros((EDGE, EDGE, 3), np.uint8)
+    found = [list(references(blank, scattered(seed), ("building", "water"), np.random.default_rng(seed))) for seed in range(60)]
+    values = [[each.reference.atoms[0].value for each in refs] for refs in found if refs]
+    first = np.mean([refs[0] == "largest" for refs in values if "largest" in refs])
+    assert first > 2 * np.mean([refs.count("largest") / len(refs) for refs in values if "largest" in refs])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_cell_knows_how_large_its_object_is(seed: int) -> None:
+    truth = scattered(seed)
+    found = sizes(truth, ("building",), 192)
+    assert found.shape == (len(REFERRED), 48, 48)
+    assert not found[[place for place, name in enumerate(REFERRED) if name != "building"]].any()
+    expected = np.zeros((EDGE, EDGE))
+    for part in components(truth, "building"):
+        expected[part] = 2 * np.sqrt(part.sum())  # seen at twice the size
+    cells = expected.reshape(48, 2, 48, 2).max(axis=(1, 3))
+    np.testing.assert_allclose(found[REFERRED.index("building")], cells, rtol=1e-5)
 
 
 def test_pictures_have_such_phrases() -> None:

@@ -1,0 +1,113 @@
+"""Labelled windows of rendered scenes and real imagery, mixed, and the examples that they make. Knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from geopixel.demo import CLASSES
+from geopixel.training.augmentation import jitter, paste, restyle, turn
+from geopixel.training.examples import Example, Teacher
+from geopixel.training.real import Ground, draw_window
+from geopixel.training.rendered import rendered_window
+from geopixel.training.words import CONCEPTS
+
+MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
+"""Share of the examples that each kind of data gives."""
+SEARCHED = 4
+"""Places looked at for a window that should be full, of which the fullest is taken."""
+SOUGHT = ("building", "road", "water")
+SOUGHT_SHARE = 0.5
+"""What rendered windows should be full of, one of these each, and their share that is searched for."""
+FULLEST = 0.6
+PASTED = 0.4
+"""Shares of the windows of buildings that are searched for, and that are made denser."""
+RESTYLED = 0.8
+"""Share of the windows of real imagery that are restyled."""
+
+PHRASES_ASKED = 2
+"""Single objects, or parts of the picture, that an example asks for at most."""
+PICTURE_PHRASES = 5
+"""The same without words, where asking costs little."""
+
+ZOOM = 2
+"""The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Labelled windows of all kinds of data, mixed. Example i is the same wherever and whenever it is drawn: everything random follows from (seed, i)."""
+
+    scenes: list[Path]
+    grounds: Mapping[str, list[Ground]]
+    """By kind, the names of MIXTURE but for rendered."""
+    teacher: Teacher
+    seed: int
+
+    def example(self, index: int) -> Example:
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.example(*self.draw(rng, 1), rng)
+
+    def referring(self, index: int) -> Example:
+        """An example that also asks for single objects, and for those in a part of the picture."""
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.example(*self.draw(rng, 1), rng, phrases=PHRASES_ASKED)
+
+    def picture(self, index: int) -> Example:
+        """Without words, zoomed in."""
+        rng = np.random.default_rng((self.seed, index))
+        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PICTURE_PHRASES)
+
+    def draw(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """rgb (height, width, 3), codes (height, width), and what the codes tell."""
+        kinds = [kind for kind in MIXTURE if kind == "rendered" or self.grounds.get(kind)]
+        weights = np.array([MIXTURE[kind] for kind in kinds])
+        kind = str(rng.choice(kinds, p=weights / weights.sum()))
+        if kind == "rendered":
+            rgb, truth = self.fuller(rng, zoom)
+            known: tuple[str, ...] = tuple(CLASSES)
+        else:
+            ground = draw_ground(self.grounds[kind], rng)
+            rgb, truth = self.denser(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
+            rgb = restyle(rng, rgb) if rng.random() < RESTYLED else rgb
+            known = ground.known
+        rgb, truth = turn(rng, rgb, truth)
+        return jitter(rng, np.ascontiguousarray(rgb)), truth, known
+
+    def fuller(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of a rendered scene, often the one of several with most of a concept: few show nothing but a lake, as tiles do. rgb (height, width, 3),
+        codes (height, width)"""
+        code = CONCEPTS[SOUGHT[rng.integers(len(SOUGHT))]]
+        return fullest(partial(rendered_window, self.scenes, self.teacher.config.grounding.image_size // zoom, rng), code, SOUGHT_SHARE, rng)
+
+    def denser(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of ground with few buildings: often the fullest of several, often with those of another place, as dense as towns are that no site
+        shows. rgb (height, width, 3), codes (height, width)"""
+        code = CONCEPTS["building"]
+
+        def draw(ground: Ground) -> tuple[np.ndarray, np.ndarray]:
+            return fullest(partial(draw_window, ground, rng, zoom), code, FULLEST, rng)
+
+        window = draw(ground)
+        if rng.random() < PASTED:
+            return paste(*window, *turn(rng, *draw(draw_ground(self.grounds["buildings"], rng))), code)
+        return window
+
+
+def fullest(draw: Callable[[], tuple[np.ndarray, np.ndarray]], code: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One window (rgb, codes); of this share of the cases, of SEARCHED the one with most of a code."""
+    drawn = [draw() for _ in range(SEARCHED if rng.random() < share else 1)]
+    return max(drawn, key=lambda window: float((window[1] == code).mean()))
+
+
+def draw_ground(grounds: list[Ground], rng: np.random.Generator) -> Ground:
+    """Every site is as likely as the others, and within a site every pixel."""
+    sites = sorted({ground.site for ground in grounds})
+    site = sites[rng.integers(len(sites))]
+    of_site = [ground for ground in grounds if ground.site == site]
+    areas = np.array([ground.truth.size for ground in of_site], float)
+    return of_site[rng.choice(len(of_site), p=areas / areas.sum())]
