@@ -213,11 +213,14 @@ class State:
     optimizer: torch.optim.Optimizer
 
     def load(self) -> tuple[int, list[list[float]]]:
-        """Steps done and the curve so far; nothing of each where there is no state yet."""
+        """Steps done and the curve so far; nothing of each where there is no state yet. Raises ValueError where it is of another network."""
         if not self.path.exists():
             return 0, []
         stored = torch.load(self.path, weights_only=True, map_location="cpu")
-        self.parts.load_state_dict(stored["parts"])
+        try:
+            self.parts.load_state_dict(stored["parts"])
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} was left by the training of another network, take another folder for work: {error}") from None
         self.optimizer.load_state_dict(stored["optimizer"])
         return stored["steps"], stored["curve"]
 

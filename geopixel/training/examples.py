@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ class Example:
     """Per question: weight of its answer."""
     concepts: list[int]
     """Concept of every mask of the answers, in their order, counted from 0."""
-    planes: list[int]
-    """Plane of every mask of the answers: a concept's own, or behind them one of what only a phrase means."""
     atoms: list[int]
     """What every mask is of its concept: 0 all of it, else one more than the place in referring.ATOMS of what its phrase says."""
     denied: list[int]
@@ -62,6 +60,12 @@ class Example:
     sizes: Tensor
     """(REFERRED, S, S) float32: how large the object of that concept in each mask cell is, as the square root of its area in pixels; 0 where none
     is. Nothing in an example with words."""
+
+    @property
+    def planes(self) -> list[int]:
+        """Plane of every mask of the answers: a concept's own, or behind them one of what only a phrase means."""
+        behind = count(len(CONCEPTS))
+        return [next(behind) if atom else concept for concept, atom in zip(self.concepts, self.atoms, strict=True)]
 
     def to(self, device: torch.device) -> Example:
         """With its tensors there."""
@@ -138,11 +142,9 @@ def numbers(names: Sequence[str]) -> list[int]:
     return [order.index(name) for name in names]
 
 
-def wanted(present: Sequence[str], referred: Sequence[Referred]) -> tuple[list[int], list[int], list[int]]:
-    """Example's concepts, planes and atoms."""
-    whole = numbers(present)
-    concepts = whole + numbers([each.reference.category for each in referred])
-    return concepts, [*whole, *range(len(CONCEPTS), len(CONCEPTS) + len(referred))], [0] * len(whole) + [each.atom + 1 for each in referred]
+def wanted(present: Sequence[str], referred: Sequence[Referred]) -> tuple[list[int], list[int]]:
+    """Example's concepts and atoms."""
+    return numbers([*present, *(each.reference.category for each in referred)]), [0] * len(present) + [each.atom + 1 for each in referred]
 
 
 def planes(truth: np.ndarray, known: Sequence[str], size: int, referred: Sequence[Referred] = ()) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ DENIED_MASKS = 2
 """Masks of things that are not there, at most, that an example trains to be empty: should the answer claim one, nothing is drawn."""
 DENIED_WEIGHT = 0.5
 SIZE_WEIGHT = 2.0
+"""Of what sizes cost, beside what holds where."""
 SIZES = (8.0, 12.0, 17.0, 23.0, 33.0, 46.0, 64.0, 90.0, 128.0, 180.0)
 """Square roots of areas, in pixels: larger than which of them an object is must be legible where it lies."""
 PROMPT_MEMORY = 0.05

@@ -119,7 +119,7 @@ def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, np.ndarray, Se
                 scores[f"{kind}{name}"].append(overlap.intersection / max(1, overlap.union))
             for name, part in (("meant drawn", each.mask), ("others drawn", others)):
                 scores[f"{kind}, {name}"].append(float(drawn[each.words][part].mean()))
-    return {name: float(np.mean(values)) for name, values in scores.items()} | {f"{kind}, asked": float(len(scores[kind])) for kind in KINDS}
+    return {name: float(np.mean(values)) for name, values in scores.items()} | {f"{kind}, asked": len(scores[kind]) for kind in KINDS}
 
 
 def seconds(model: GeoPixel, prompts: Sequence[str], repeats: int = 3) -> float:
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures, details = measure(options.data, model, {"banepa": model, **others})
     print(markdown(("figure", "measured", "target", "met"), [(x.name, x.measured, x.wanted, x.verdict) for x in figures]))
     for name, values in details.items():
-        print(f"{name}: " + (", ".join(f"{k} {v:.3f}" for k, v in values.items()) if isinstance(values, dict) else str(values)))
+        print(f"{name}: " + (", ".join(f"{k} {v:.3g}" for k, v in values.items()) if isinstance(values, dict) else str(values)))
     if options.json:
         options.json.write_text(json.dumps(details, indent=1) + "\n")
     return exit_code(figures) if options.check else 0

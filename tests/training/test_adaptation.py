@@ -204,10 +204,10 @@ def test_what_a_single_object_was_asked_by_is_not_how_its_concept_is_asked(lesso
     ready = prepared(lessons, "single")
     example = next(each for each in map(ready.windows.example, range(20)) if len(each.concepts) > 1)
     usual, single = example.concepts[:2]
-    planes, atoms = [usual, len(CONCEPTS), *example.concepts[2:]], [0, 1, *example.atoms[2:]]
+    atoms = [0, 1, *example.atoms[2:]]
     shares, weights = (torch.cat([plane, plane[single : single + 1]]) for plane in (example.shares, example.weights))
     ready.probes.prompts.zero_()
-    batch = [replace(example, planes=planes, atoms=atoms, shares=shares, weights=weights)]
+    batch = [replace(example, atoms=atoms, shares=shares, weights=weights)]
     forward_loss(ready.network, ready.probes, batch, bos=ready.tokenizer.bos, seg=ready.tokenizer.seg)
     assert ready.probes.prompts[usual].any()
     assert not ready.probes.prompts[single].any()
@@ -263,6 +263,15 @@ def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
     assert record["adaptation"]["leave_out"] == ["there"]
     assert record["adaptation"]["pictures"]["steps"] == 4
     assert [row[0] for row in record["adaptation"]["pictures"]["curve"]] == [4]
+
+
+def test_what_another_network_left_is_refused(lessons: Path) -> None:
+    """Named, instead of a list of weights alone: the start, or the code, is not that of the folder."""
+    work = work_of(lessons, "another")
+    torch.save({"steps": 1, "curve": [], "parts": {"0.weight": torch.zeros(1)}, "optimizer": {}}, work / "pictures.pt")
+    ready = prepare(lessons / "start", work, lessons / "data", scenes=1, leave_out=(), seed=0, report=lambda _: None)
+    with pytest.raises(ValueError, match=r"pictures\.pt was left by the training of another network"):
+        ready.pictures(Stage(2, 1, 2, 1e-3))
 
 
 def test_data_that_is_not_there_is_refused(lessons: Path, tmp_path: Path) -> None:
