@@ -59,7 +59,7 @@ class Example:
     """(planes, S, S) float32: share of each mask cell of which that is known."""
     sizes: Tensor
     """(REFERRED, S, S) float32: how large the object of that concept in each mask cell is, as the square root of its area in pixels; 0 where none
-    is. Nothing in an example with words."""
+    is."""
 
     @property
     def planes(self) -> list[int]:
@@ -106,7 +106,7 @@ class Teacher:
         crops, grid = processor.clip_crops(rgb, self.config.hd_num, self.config.vision.crop_size)
         pixels = processor.sam_pixels(rgb, self.config.grounding.image_size)
         shares_and_weights = planes(truth, known, pixels.shape[-1] // 4, referred)
-        masks = (*wanted(present, referred), numbers(denied), *shares_and_weights, torch.zeros(0))
+        masks = (*wanted(present, referred), numbers(denied), *shares_and_weights, sizes(truth, known, pixels.shape[-1]))
         return Example(crops, grid, pixels, list(tokens), list(starts), importance, *masks)
 
     def picture(self, rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], edge: int, rng: np.random.Generator, phrases: int = 0) -> Example:

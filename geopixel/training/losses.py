@@ -67,6 +67,10 @@ class Probes(nn.Module):
         shares, weights = (F.adaptive_avg_pool2d(torch.stack(x), views.shape[1]) for x in planes(batch))
         return weighted_bce(self.cell(views).permute(0, 3, 1, 2), (shares > SMALLEST_CELL_SHARE).float(), weights).mean()
 
+    def feature_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
+        """What is where in SAM 2's features, and how large."""
+        return self.map_loss(features, batch) + SIZE_WEIGHT * self.size_loss(features, batch)
+
     def map_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
         shares, weights = (torch.stack(x) for x in planes(batch))
         total = shares.new_zeros(())
@@ -136,14 +140,14 @@ def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -
     views = network.vision.projector(network.vision.features(torch.stack([example.crops[0] for example in batch])))
     features = network.grounding.encode(torch.stack([example.pixels for example in batch]))
     zero = views.new_zeros(())
-    return Losses(zero, zero, probes.cell_loss(views, batch) + probes.map_loss(features, batch))
+    return Losses(zero, zero, probes.cell_loss(views, batch) + probes.feature_loss(features, batch))
 
 
 def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, dice_weight: float = DICE_WEIGHT) -> Losses:
     """Losses of a batch of examples, all of the network."""
     read = read_batch(network, batch, bos=bos, seg=seg)
     features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
-    probed = probes.cell_loss(read.views, batch) + probes.map_loss(features, batch)
+    probed = probes.cell_loss(read.views, batch) + probes.feature_loss(features, batch)
     prompts = network.mask_prompts(read.states)
     if len(read.concepts):
         probed = probed + probes.concept_loss(read.states, read.concepts)
@@ -171,8 +175,7 @@ def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example],
     prompts = probes.usual(batch)
     prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
-    probed = probes.map_loss(features, batch) + SIZE_WEIGHT * probes.size_loss(features, batch)
-    return Losses(masks.new_zeros(()), masks, probed)
+    return Losses(masks.new_zeros(()), masks, probes.feature_loss(features, batch))
 
 
 def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:

@@ -29,10 +29,8 @@ PASTED = 0.4
 RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
 
-PHRASES_ASKED = 2
+PHRASES_ASKED = 5
 """Single objects, or parts of the picture, that an example asks for at most."""
-PICTURE_PHRASES = 5
-"""The same without words, where asking costs little."""
 
 ZOOM = 2
 """The first stage sees windows of half the edge at half the size: the same pixels, four times as many places for the same computing."""
@@ -60,7 +58,7 @@ class Windows:
     def picture(self, index: int) -> Example:
         """Without words, zoomed in."""
         rng = np.random.default_rng((self.seed, index))
-        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PICTURE_PHRASES)
+        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PHRASES_ASKED)
 
     def draw(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """rgb (height, width, 3), codes (height, width), and what the codes tell."""

@@ -177,6 +177,16 @@ def test_sizes_are_legible_where_they_can_be_read(lessons: Path) -> None:
     assert ready.probes.size_loss(features, [replace(picture, sizes=torch.zeros_like(picture.sizes))]) == 0
 
 
+def test_sizes_are_taught_at_full_size_too(lessons: Path) -> None:
+    """What is legible in small windows alone is not in those that a map is made of."""
+    ready = prepared(lessons, "together sizes")
+    example = next(example for example in map(ready.windows.referring, range(60)) if example.tokens and example.sizes.any())
+    assert example.sizes.shape[-1] == example.shares.shape[-1]
+    bos, seg = ready.tokenizer.bos, ready.tokenizer.seg
+    forward_loss(ready.network, ready.probes, [example], bos=bos, seg=seg).total.backward()
+    assert all(probe.weight.grad.any() for probe in ready.probes.sizes)
+
+
 def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
     """What is searched for and pasted into holds more building than windows drawn anywhere."""
     drawer = prepared(lessons, "dense").windows
