@@ -12,7 +12,7 @@ from geopixel.training import STAGES, Stage, adapt_nano, train_nano
 BUNDLED = Path("geopixel/model/weights/nano")
 PICTURES = ("2400", "1000", "8", "1.5e-3")
 WORDS = ("900", "250", "4", "1e-3")
-TOGETHER = ("800", "500", "4", "3e-4")
+TOGETHER = ("700", "500", "4", "1e-3")
 
 
 def main() -> None:

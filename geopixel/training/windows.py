@@ -13,13 +13,14 @@ from geopixel.demo import CLASSES
 from geopixel.training.augmentation import jitter, paste, restyle, turn
 from geopixel.training.examples import Example, Teacher
 from geopixel.training.real import Ground, draw_window
+from geopixel.training.referring import LARGEST, references
 from geopixel.training.rendered import rendered_window
 from geopixel.training.words import CONCEPTS
 
 MIXTURE = {"rendered": 0.36, "buildings": 0.4, "dubai": 0.19, "naip": 0.05}
 """Share of the examples that each kind of data gives."""
 SEARCHED = 4
-"""Places looked at for a window that should be full, of which the fullest is taken."""
+"""Places looked at, at most, for a window that should be full, of which the fullest is taken, or for one in which something is the largest."""
 SOUGHT = ("building", "road", "water")
 SOUGHT_SHARE = 0.5
 """What rendered windows should be full of, one of these each, and their share that is searched for."""
@@ -28,6 +29,9 @@ PASTED = 0.4
 """Shares of the windows of buildings that are searched for, and that are made denser."""
 RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
+
+LARGEST_SOUGHT = 0.5
+"""Share of the windows with phrases that are searched for one in which something is the largest: without, a third has it."""
 
 PHRASES_ASKED = 5
 """Single objects, or parts of the picture, that an example asks for at most."""
@@ -53,7 +57,7 @@ class Windows:
     def referring(self, index: int) -> Example:
         """An example that also asks for single objects, and for those in a part of the picture."""
         rng = np.random.default_rng((self.seed, index))
-        return self.teacher.example(*self.draw(rng, 1), rng, phrases=PHRASES_ASKED)
+        return self.teacher.example(*self.draw_with_largest(rng), rng, phrases=PHRASES_ASKED)
 
     def picture(self, index: int) -> Example:
         """Without words, zoomed in."""
@@ -75,6 +79,15 @@ class Windows:
             known = ground.known
         rgb, truth = turn(rng, rgb, truth)
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
+
+    def draw_with_largest(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """A window as draw gives it, often one in which something is the largest."""
+        window = self.draw(rng, 1)
+        for _ in range(SEARCHED - 1 if rng.random() < LARGEST_SOUGHT else 0):
+            if any(each.reference.atoms == (LARGEST,) for each in references(*window, rng)):
+                break
+            window = self.draw(rng, 1)
+        return window
 
     def fuller(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
         """A window of a rendered scene, often the one of several with most of a concept: few show nothing but a lake, as tiles do. rgb (height, width, 3),

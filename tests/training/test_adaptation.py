@@ -21,7 +21,7 @@ from geopixel.training.adaptation import Adaptation, denormals_as_zero, prepare,
 from geopixel.training.augmentation import paste
 from geopixel.training.losses import SIZES, forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
-from geopixel.training.referring import ATOMS
+from geopixel.training.referring import ATOMS, LARGEST, references
 from geopixel.training.rendered import SCENE_SIZE
 from geopixel.training.windows import Windows
 from geopixel.training.words import CONCEPTS, train_tokenizer
@@ -197,6 +197,16 @@ def test_towns_are_denser_than_the_sites(lessons: Path) -> None:
     drawn = [(there.denser(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
     plain = [(draw_window(left, np.random.default_rng(seed), 2)[1] == code).mean() for seed in range(60)]
     assert np.mean(drawn) > 1.3 * np.mean(plain)
+
+
+def test_windows_with_phrases_often_have_something_largest(lessons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer = prepared(lessons, "largest").windows
+    having = {}
+    for share in (0, 1):
+        monkeypatch.setattr(windows, "LARGEST_SOUGHT", share)
+        drawn = [(*drawer.draw_with_largest(np.random.default_rng(seed)), np.random.default_rng(0)) for seed in range(40)]
+        having[share] = np.mean([any(each.reference.atoms == (LARGEST,) for each in references(*window)) for window in drawn])
+    assert having[1] > 1.5 * having[0]
 
 
 def test_rendered_windows_are_full_of_what_is_sought(lessons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
