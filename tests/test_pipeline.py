@@ -83,6 +83,19 @@ def test_submitting_again_redoes_only_what_is_missing(catalog: Path, serial: Pat
     assert run(ask(catalog), tmp_path / "run").worked == 0
 
 
+def test_a_run_is_not_finished_with_other_weights(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    """Such as an update brings. What is finished stays a map, and what is not is left as it was found."""
+    folder = Folder(str(tmp_path / "run"))
+    shutil.copytree(serial, tmp_path / "run")
+    folder.put_json("run.json", folder.get_json("run.json") | {"weights_sha256": "ab" * 32})
+    assert run(ask(catalog), tmp_path / "run").worked == 0
+    next((tmp_path / "run" / "predictions" / "ok").iterdir()).unlink()
+    before = contents(tmp_path / "run")
+    with pytest.raises(RunConflictError, match=r"begun with other weights: its model nano had weights abababababab \(SHA-256\), and has [0-9a-f]{12} now"):
+        run(ask(catalog), tmp_path / "run", Idle())
+    assert contents(tmp_path / "run") == before
+
+
 def test_an_unreadable_file_is_a_hole_that_is_said_and_can_be_mended(
     catalog: Path, serial: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from geopixel.pipeline.outputs import PUBLISHED, count_spent, make_block, publis
 from geopixel.pipeline.planning import make_plan, search_scenes, store_dry_plan, tile_flops
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, Summary, scene_from_json, scene_to_json
 from geopixel.pipeline.runners import Job, Result, Runner, SerialRunner
-from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, check_same, find_run, hash_weights, load_run, model_of, store_run
+from geopixel.pipeline.stored import CHANGEABLE, RUN, check_finished, check_same, check_weights, find_run, hash_weights, load_run, model_of, store_run
 from geopixel.pipeline.tiles import MAX_ATTEMPTS, Seen, assign_tiles, predict_tiles, see_tile
 from geopixel.pipeline.work import Work
 from geopixel.storage import Folder
@@ -76,8 +76,8 @@ def map_area(
     at before, for this submission.
 
     Resumes what the folder holds, and leaves alone what is finished; where only CHANGEABLE values are others, makes anew what they change.
-    Raises RunConflictError where the folder holds another run, StorageError where it cannot be read or written: what was done until then stays, and
-    the next submission goes on from there.
+    Raises RunConflictError where the folder holds another run, or one that other weights began and that is not all looked at; StorageError where it
+    cannot be read or written: what was done until then stays, and the next submission goes on from there.
     """
     clock = {"plan": time.monotonic()}
     found = find_run(folder, request)
@@ -108,6 +108,8 @@ def _work(
     """What is left to do of a run. clock: when its stages began. work: what was done of it."""
     request = run.request
     todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed)
+    if todo:
+        check_weights(folder, run)
     _reopen(folder, run)
     ledger.forgive_attempts(folder, runner.max_attempts)
 

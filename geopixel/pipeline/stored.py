@@ -42,6 +42,14 @@ def check_same(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -
             raise RunConflictError(f"{folder.url} holds another run: its {name} is {_short(was[name])}, not {_short(now[name])}; choose another --out")
 
 
+def check_weights(folder: Folder, run: Run) -> None:
+    """Raises RunConflictError where the model has other weights by now than the run began with: half a map would be another model's."""
+    now = hash_weights(run.request.model)
+    if now != run.weights_sha256:
+        told = f"its model {run.request.model} had weights {run.weights_sha256[:12]} (SHA-256), and has {now[:12]} now"
+        raise RunConflictError(f"{folder.url} was begun with other weights: {told}; choose another --out")
+
+
 def store_run(folder: Folder, plan: Plan) -> tuple[Run, Tiles]:
     """run.json is written last: a folder without it holds no run yet."""
     assert plan.findings is not None, "a new plan comes from a search"
