@@ -21,7 +21,7 @@ BIN = ("pytorch_model.bin.index.json", "pytorch_model*.bin")
 ENCODERS = ("hiera", "efficientnet-lite0")
 """Image encoders of SAM 2: its own, and a convolutional one for small models (encoder.py)."""
 
-LITE_FLOPS = 24_000
+LITE_FLOPS = 25_900
 """Floating-point operations of EfficientNet-Lite0 and its pyramid for a pixel, without its classifier."""
 
 PROMPT_TOKENS = 40

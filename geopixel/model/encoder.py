@@ -85,6 +85,20 @@ class EfficientNetLite(nn.Module):
         return [maps[stage] for stage in GIVEN]
 
 
+class Comparison(nn.Module):
+    """(images, channels, height, width), and added to it how far every place is below the most that its image has anywhere of some measure, of which
+    there are as many as channels: convolutions alone see what is near, and of several objects none knows whether it is the largest."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.measure = nn.Conv2d(channels, channels, 1)
+        self.tell = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        measured = self.measure(x)
+        return x + self.tell(measured - measured.amax(dim=(2, 3), keepdim=True))
+
+
 class PyramidConfig(PreTrainedConfig):
     model_type = "efficientnet-lite0"
 
@@ -93,7 +107,7 @@ class Pyramid(PreTrainedModel):
     """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps of PYRAMID channels,
     channels last. SAM 2's own neck gives its fine maps nothing of the coarse ones: Hiera's have seen the whole image, those of a convolutional
     network a few pixels. From the finest a second path goes back up to the coarse ones (PANet, Liu et al. 2018, arXiv:1803.01534): what is to be
-    compared as a whole, as the largest of several, must be seen there in its true outline."""
+    compared as a whole, as the largest of several, must be seen there in its true outline. These are compared over the whole image."""
 
     config_class = PyramidConfig
 
@@ -105,6 +119,7 @@ class Pyramid(PreTrainedModel):
         self.upward = nn.ModuleList(
             nn.Sequential(nn.Conv2d(PYRAMID, PYRAMID, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1)) for _ in GIVEN[1:]
         )
+        self.compare = nn.ModuleList(Comparison(PYRAMID) for _ in GIVEN[1:])
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:
@@ -115,7 +130,8 @@ class Pyramid(PreTrainedModel):
         whole = [maps.pop()]
         for path in self.upward:
             whole.append(maps.pop() + path(whole[-1]))
-        given = tuple(x.permute(0, 2, 3, 1) for x in whole)
+        compared = [whole[0], *(compare(x) for compare, x in zip(self.compare, whole[1:], strict=True))]
+        given = tuple(x.permute(0, 2, 3, 1) for x in compared)
         return Sam2HieraDetModelOutput(last_hidden_state=given[-1], intermediate_hidden_states=given)
 
 

@@ -32,6 +32,8 @@ SIZE_WEIGHT = 2.0
 """Of what sizes cost, beside what holds where."""
 SIZES = (8.0, 12.0, 17.0, 23.0, 33.0, 46.0, 64.0, 90.0, 128.0, 180.0)
 """Square roots of areas, in pixels: larger than which of them an object is must be legible where it lies."""
+SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
+"""The same as shares of the largest of its concept in the picture."""
 PROMPT_MEMORY = 0.05
 """Share of the newest batch in the remembered prompt of a concept."""
 
@@ -53,7 +55,7 @@ class Probes(nn.Module):
         self.cell = nn.Linear(config.language.hidden_size, len(CONCEPTS))
         channels = config.grounding.hidden_size
         self.maps = nn.ModuleList(nn.Conv2d(count, len(CONCEPTS), 1) for count in (channels, channels // 8, channels // 4))
-        self.sizes = nn.ModuleList(nn.Conv2d(count, len(REFERRED) * len(SIZES), 1) for count in (channels, channels // 4))
+        self.sizes = nn.ModuleList(nn.Conv2d(count, len(REFERRED) * len(SIZES + SHARES), 1) for count in (channels, channels // 4))
         self.register_buffer("prompts", torch.zeros(len(CONCEPTS), channels))
         self.register_buffer("atoms", torch.zeros(1 + len(ATOMS), channels))
 
@@ -79,13 +81,14 @@ class Probes(nn.Module):
         return total
 
     def size_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
-        """Which is the largest nobody can tell who does not see how large each is; the masks alone teach that too slowly."""
+        """Which is the largest nobody can tell who does not see how large each is, and beside which others; the masks alone teach that too slowly."""
         seen = torch.stack([example.sizes for example in batch])
-        bounds = seen.new_tensor(SIZES)[:, None, None]
+        absolute, relative = seen.new_tensor(SIZES)[:, None, None], seen.new_tensor(SHARES)[:, None, None] * seen.amax(dim=(2, 3))[..., None, None, None]
+        bounds = torch.cat([absolute.expand(*seen.shape[:2], -1, -1, -1), relative], dim=2)
         total = seen.new_zeros(())
         for probe, x in zip(self.sizes, (features.embedding, features.fine[1]), strict=True):
             cells = F.adaptive_max_pool2d(seen, x.shape[-1])[:, :, None]
-            logits = probe(x).unflatten(1, (len(REFERRED), len(SIZES)))
+            logits = probe(x).unflatten(1, (len(REFERRED), len(SIZES + SHARES)))
             there = (cells > 0).expand_as(logits)
             if there.any():
                 total = total + F.binary_cross_entropy_with_logits(logits[there], (cells > bounds)[there].float())

