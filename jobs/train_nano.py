@@ -10,9 +10,9 @@ from geopixel.errors import GeoPixelError
 from geopixel.training import STAGES, Stage, adapt_nano, train_nano
 
 BUNDLED = Path("geopixel/model/weights/nano")
-PICTURES = ("2400", "1000", "8", "1.5e-3")
+PICTURES = ("3100", "400", "8", "1.5e-3")
 WORDS = ("900", "250", "4", "1e-3")
-TOGETHER = ("700", "500", "4", "1e-3")
+TOGETHER = ("400", "250", "4", "5e-4")
 
 
 def main() -> None:
