@@ -113,7 +113,7 @@ class Pyramid(PreTrainedModel):
 
     def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config)
-        self.trunk: nn.Module = EfficientNetLite()
+        self.trunk = EfficientNetLite()
         self.lateral = nn.ModuleList(nn.Conv2d(STAGES[stage][0], PYRAMID, 1) for stage in GIVEN)
         self.merge = nn.ModuleList(nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1) for _ in GIVEN)
         self.upward = nn.ModuleList(

@@ -81,12 +81,17 @@ def map_area(
     """
     clock = {"plan": time.monotonic()}
     found = find_run(folder, request)
-    if found and (done := _finished(folder, *found, retry_failed)):
-        return done
-    if found is None:
+    if found is not None:
+        run, tiles = found
+        if ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed):
+            check_weights(folder, run)
+        elif done := _finished(folder, run, tiles):
+            return done
+    else:
         plan = make_plan(request, config, runner, progress, limits)  # before anything is written: a refused request leaves no trace
     with lease.hold(folder) as held:
-        run, tiles = store_run(folder, plan) if found is None else found
+        if found is None:
+            run, tiles = store_run(folder, plan)
         try:
             return _work(run, tiles, folder, runner, progress, clock, held, retry_failed, work or Work())
         except DamagedError as error:
@@ -108,8 +113,6 @@ def _work(
     """What is left to do of a run. clock: when its stages began. work: what was done of it."""
     request = run.request
     todo = ledger.pending(ledger.read_states(folder, tiles), retry_failed=retry_failed)
-    if todo:
-        check_weights(folder, run)
     _reopen(folder, run)
     ledger.forgive_attempts(folder, runner.max_attempts)
 
@@ -154,11 +157,9 @@ def _work(
     return Summary(counts, found["features"], found["km2"], submission["seconds"], work.tiles, plan, spent, work.busy, published)
 
 
-def _finished(folder: Folder, run: Run, tiles: Tiles, retry_failed: bool) -> Summary | None:
+def _finished(folder: Folder, run: Run, tiles: Tiles) -> Summary | None:
     """What a run came to of which no tile is to be looked at, if all that this request asks for is there already."""
-    states, request = ledger.read_states(folder, tiles), run.request
-    if ledger.pending(states, retry_failed=retry_failed):
-        return None
+    request = run.request
     stored = folder.get_json(RUN)
     cogs = [mosaic.cog_path(index, prompt) for index, prompt in enumerate(request.prompts)] if request.cog else []
     captions = [publish.CAPTIONS] if request.describe else []

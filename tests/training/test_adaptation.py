@@ -156,6 +156,7 @@ def test_a_new_encoder_stays_as_it_came_and_the_rest_learns(lessons: Path) -> No
     assert any("neck" in name for name in moved)
     assert any("backbone.merge" in name for name in moved)
     assert any("upward" in name for name in moved)
+    assert any("compare" in name for name in moved)
     assert not any("trunk" in name for name in moved)
 
 
