@@ -30,6 +30,7 @@ def main() -> None:
     real.add_argument("--start", metavar="DIR", type=Path, default=BUNDLED, help="checkpoint to go on from (default: %(default)s)")
     real.add_argument("--leave-out", metavar="SITE", nargs="*", default=["banepa"], help="sites whose buildings are not seen (default: %(default)s)")
     real.add_argument("--anew", action="store_true", help="begin SAM 2's image encoder anew, from ImageNet's weights, and keep all else of --start")
+    real.add_argument("--kept", type=float, default=0.0, help="share of --start in what is written, the mean of both (default: %(default)s)")
     for name, what, default in (
         ("pictures", "SAM 2 alone on small windows", PICTURES),
         ("words", "CLIP tower and language model alone", WORDS),
@@ -41,6 +42,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     data, start, leave_out = arguments.pop("real"), arguments.pop("start"), tuple(arguments.pop("leave_out"))
     device, workers, anew = arguments.pop("device"), arguments.pop("workers"), arguments.pop("anew")
+    kept = arguments.pop("kept")
     stages = {name: arguments.pop(name) for name in STAGES}
     try:
         if data is None:
@@ -55,6 +57,7 @@ def main() -> None:
             seed=arguments["seed"],
             leave_out=leave_out,
             anew=anew,
+            kept=kept,
             device=device,
             workers=workers,
             stages={name: Stage(int(steps), int(decay), int(batch), float(rate)) for name, (steps, decay, batch, rate) in stages.items()},

@@ -23,6 +23,10 @@ GIVEN = (1, 2, 4, 6)
 """Stages whose maps are given, at strides of 4, 8, 16 and 32 pixels."""
 PYRAMID = 64
 """Channels of every map of the pyramid."""
+COMPARED = (8, 16, 32)
+"""Strides of its maps that compare what they show over the whole image."""
+REACH = 128
+"""Pixels that a measure spreads there."""
 
 PUBLISHED_MEAN, PUBLISHED_STD = 127 / 255, 128 / 255
 """Of the pixels in 0 to 1 that the published weights were trained with (efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB), in all channels."""
@@ -86,16 +90,23 @@ class EfficientNetLite(nn.Module):
 
 
 class Comparison(nn.Module):
-    """(images, channels, height, width), and added to it how far every place is below the most that its image has anywhere of some measure, of which
-    there are as many as channels: convolutions alone see what is near, and of several objects none knows whether it is the largest."""
+    """(images, channels, height, width), and added to it how far every object is below the most that its image has anywhere of some measure, of which
+    there are as many as channels: convolutions alone see what is near, and of several objects none knows whether it is the largest. A measure
+    falls by the toll of its place, and again by that of every place that it spreads to, step by step: high where no object is and where two touch,
+    next to nothing inside of one, so that all of an object has the most that any place of it shows."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, steps: int) -> None:
         super().__init__()
+        self.steps = steps
         self.measure = nn.Conv2d(channels, channels, 1)
+        self.border = nn.Conv2d(channels, 1, 3, padding=1)
         self.tell = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        measured = self.measure(x)
+        toll = F.softplus(self.border(x))
+        measured = self.measure(x) - toll
+        for _ in range(self.steps):
+            measured = torch.maximum(measured, F.max_pool2d(measured, 3, 1, 1) - toll)
         return x + self.tell(measured - measured.amax(dim=(2, 3), keepdim=True))
 
 
@@ -107,7 +118,7 @@ class Pyramid(PreTrainedModel):
     """What transformers' Sam2 asks of an encoder: normalised pixels (images, 3, height, width), edges in multiples of 32 -> four maps of PYRAMID channels,
     channels last. SAM 2's own neck gives its fine maps nothing of the coarse ones: Hiera's have seen the whole image, those of a convolutional
     network a few pixels. From the finest a second path goes back up to the coarse ones (PANet, Liu et al. 2018, arXiv:1803.01534): what is to be
-    compared as a whole, as the largest of several, must be seen there in its true outline. These are compared over the whole image."""
+    compared as a whole, as the largest of several, must be seen there in its true outline. There objects are compared over the whole image."""
 
     config_class = PyramidConfig
 
@@ -119,7 +130,7 @@ class Pyramid(PreTrainedModel):
         self.upward = nn.ModuleList(
             nn.Sequential(nn.Conv2d(PYRAMID, PYRAMID, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(PYRAMID, PYRAMID, 3, padding=1)) for _ in GIVEN[1:]
         )
-        self.compare = nn.ModuleList(Comparison(PYRAMID) for _ in GIVEN[1:])
+        self.compare = nn.ModuleList(Comparison(PYRAMID, REACH // stride) for stride in COMPARED)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: object) -> Sam2HieraDetModelOutput:

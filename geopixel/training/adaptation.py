@@ -254,6 +254,7 @@ def adapt_nano(
     leave_out: tuple[str, ...] = (),
     seed: int = 0,
     anew: bool = False,
+    kept: float = 0.0,
     device: str = "cpu",
     workers: int = 0,
     report: Callable[[str], None] = print,
@@ -263,11 +264,21 @@ def adapt_nano(
     data: a folder with training/buildings, training/dubai and imagery/naip-north-dakota, those of them that are there. leave_out: sites of the
     buildings that are not read. work: keeps the rendered scenes and the state of every stage, from which the same command goes on where it was
     stopped; also with more steps, as long as the stage's decay had not begun. stages: of each of STAGES how long. anew: see begin_encoder.
-    workers: processes that draw windows beside the one that trains.
+    kept: share of the start in the weights that are written, the mean of both: what is learnt from few places makes others worse, and this gives
+    most of it back (Wortsman et al. 2022, arXiv:2109.01903). workers: processes that draw windows beside the one that trains.
+
+    Raises ValueError for a share outside of 0 to 1 or with anew, for data that is not there, and for states of another network in work.
     """
+    if not 0 <= kept <= 1 or (kept and anew):
+        raise ValueError(f"of the start a share of 0 to 1 is kept, and nothing where its encoder begins anew, got {kept}")
     adaptation = prepare(start, work, data, scenes=scenes, leave_out=leave_out, seed=seed, anew=anew, device=device, report=report)
     adaptation.workers = workers
+    parameters = list(adaptation.network.parameters())
+    begun = [parameter.detach().clone() for parameter in parameters]
     curves = {name: getattr(adaptation, name)(stages[name]) for name in STAGES}
+    with torch.no_grad():
+        for parameter, before in zip(parameters, begun, strict=True):
+            parameter.lerp_(before, kept)
     save_checkpoint(out, adaptation.network, (start / "tokenizer.model").read_bytes(), torch.float16)
     record = {
         **{name: asdict(stage) | {"minutes": curves[name][-1][1], "curve": curves[name]} for name, stage in stages.items() if curves[name]},
@@ -276,6 +287,7 @@ def adapt_nano(
         "leave_out": list(leave_out),
         "seed": seed,
         "anew": anew,
+        "kept": kept,
         "mixture": MIXTURE,
         "parameters": sum(p.numel() for p in adaptation.network.parameters()),
     }

@@ -1,10 +1,20 @@
-"""The same picture as another camera, another hour or another heading would show it. Knows pixels only; everything random comes from the
-generator that is passed in."""
+"""The same picture as another camera, another hour or another heading would show it, and with more in it. Knows pixels and objects; everything random
+comes from the generator that is passed in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
+
+from geopixel.annotation.objects import SceneObject
+
+RESIZED = (0.4, 3.0)
+LONGEST = 0.6
+"""How large an object is laid over a picture: range of its edge as a multiple of what it was, and what share of the picture's edges it takes at most."""
+PLACES_TRIED = 8
+"""Of which it lies where it hides least."""
 
 
 def turn(rng: np.random.Generator, rgb: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,4 +63,28 @@ def paste(rgb: np.ndarray, truth: np.ndarray, other_rgb: np.ndarray, other_truth
     laid = other_truth[:height, :width] == code
     rgb[:height, :width][laid] = other_rgb[:height, :width][laid]
     truth[:height, :width][laid] = code
+    return rgb, truth
+
+
+def scatter(
+    rng: np.random.Generator, rgb: np.ndarray, truth: np.ndarray, other: np.ndarray, objects: Iterable[SceneObject], code: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of the picture other, each larger or smaller than it is there, laid over the first where they hide little of their kind: how large
+    a thing is, and beside which others, must be seen each time and cannot be known by its look. rgb and other (height, width, 3), truth (height,
+    width), code: of the objects; those given are left as they are."""
+    rgb, truth = rgb.copy(), truth.copy()
+    for each in objects:
+        longest = LONGEST * min(truth.shape) / max(each.mask.shape)
+        factor = min(longest, np.exp(rng.uniform(*np.log(RESIZED))))
+        width, height = (max(1, round(edge * factor)) for edge in each.mask.shape[::-1])
+        picture = Image.fromarray(other[each.window]).resize((width, height), Image.Resampling.BILINEAR)
+        mask = Image.fromarray(each.mask).resize((width, height), Image.Resampling.NEAREST)
+        patch, laid = turn(rng, np.asarray(picture), np.asarray(mask))
+        places = [
+            tuple(slice(start, start + edge) for start, edge in zip(rng.integers(np.subtract(truth.shape, laid.shape) + 1), laid.shape, strict=True))
+            for _ in range(PLACES_TRIED)
+        ]
+        place = min(places, key=lambda place: int((laid & (truth[place] == code)).sum()))
+        rgb[place][laid] = patch[laid]
+        truth[place][laid] = code
     return rgb, truth

@@ -16,7 +16,7 @@ from geopixel.model import processor
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.geopixel import DESCRIBE_PROMPT, NO, PRESENCE_PROMPT, SEGMENT_ANSWER, SEGMENT_PROMPT, YES
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
-from geopixel.training.referring import REFERRED, Referred, objects_of, references
+from geopixel.training.referring import REFERRED, Referred, objects_of, one_thing, references
 from geopixel.training.words import ABSENT_ANSWER, CONCEPTS, STRANGE, UNLABELLED, WORDINGS, describe
 
 DESCRIBED = 0.15
@@ -59,7 +59,7 @@ class Example:
     """(planes, S, S) float32: share of each mask cell of which that is known."""
     sizes: Tensor
     """(REFERRED, S, S) float32: how large the object of that concept in each mask cell is, as the square root of its area in pixels; 0 where none
-    is."""
+    is, or more than one thing."""
 
     @property
     def planes(self) -> list[int]:
@@ -160,5 +160,6 @@ def sizes(truth: np.ndarray, known: Sequence[str], edge: int) -> Tensor:
     areas = np.zeros((len(REFERRED), *truth.shape), np.float32)
     for plane, concept in zip(areas, REFERRED, strict=True):
         for each in objects_of(truth, concept) if concept in known else ():
-            plane[each.window][each.mask] = each.area / truth.size
+            if one_thing(each):
+                plane[each.window][each.mask] = each.area / truth.size
     return F.adaptive_max_pool2d(torch.from_numpy(areas).sqrt() * edge, edge // 4)

@@ -3,7 +3,8 @@ Knows no source of examples and no schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geopixel.model.config import GeoPixelConfig
-from geopixel.model.grounding import ImageFeatures
+from geopixel.model.encoder import Comparison
+from geopixel.model.grounding import Grounding, ImageFeatures
 from geopixel.model.language import PADDING, PREFIX
 from geopixel.model.losses import BCE_WEIGHT, DICE_WEIGHT, IGNORED
 from geopixel.model.network import GeoPixelNetwork
@@ -34,6 +36,8 @@ SIZES = (8.0, 12.0, 17.0, 23.0, 33.0, 46.0, 64.0, 90.0, 128.0, 180.0)
 """Square roots of areas, in pixels: larger than which of them an object is must be legible where it lies."""
 SHARES = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 """The same as shares of the largest of its concept in the picture."""
+TOUCHING = 1.001
+"""Times the size of its neighbour that an object has at least where they are told apart."""
 PROMPT_MEMORY = 0.05
 """Share of the newest batch in the remembered prompt of a concept."""
 
@@ -81,17 +85,20 @@ class Probes(nn.Module):
         return total
 
     def size_loss(self, features: ImageFeatures, batch: Sequence[Example]) -> Tensor:
-        """Which is the largest nobody can tell who does not see how large each is, and beside which others; the masks alone teach that too slowly."""
+        """Which is the largest nobody can tell who does not see how large each is, and beside which others; the masks alone teach that too slowly.
+        Cells count by the edge of their object and every concept the same, else fields and lakes would be all that it is about."""
         seen = torch.stack([example.sizes for example in batch])
         absolute, relative = seen.new_tensor(SIZES)[:, None, None], seen.new_tensor(SHARES)[:, None, None] * seen.amax(dim=(2, 3))[..., None, None, None]
         bounds = torch.cat([absolute.expand(*seen.shape[:2], -1, -1, -1), relative], dim=2)
         total = seen.new_zeros(())
         for probe, x in zip(self.sizes, (features.embedding, features.fine[1]), strict=True):
-            cells = F.adaptive_max_pool2d(seen, x.shape[-1])[:, :, None]
+            cells = F.adaptive_max_pool2d(seen, x.shape[-1])
             logits = probe(x).unflatten(1, (len(REFERRED), len(SIZES + SHARES)))
-            there = (cells > 0).expand_as(logits)
+            loss = F.binary_cross_entropy_with_logits(logits, (cells[:, :, None] > bounds).float(), reduction="none").mean(dim=2)
+            weights = torch.where(cells > 0, 1 / cells.clamp(min=1), 0)
+            there = (cells > 0).any(dim=(0, 2, 3))
             if there.any():
-                total = total + F.binary_cross_entropy_with_logits(logits[there], (cells > bounds)[there].float())
+                total = total + ((loss * weights).sum(dim=(0, 2, 3))[there] / weights.sum(dim=(0, 2, 3))[there]).mean()
         return total
 
     def concept_loss(self, states: Tensor, concepts: Tensor) -> Tensor:
@@ -105,6 +112,45 @@ class Probes(nn.Module):
             now = prompts[concepts == concept].mean(dim=0)
             known = self.prompts[concept].any()
             self.prompts[concept] = torch.lerp(self.prompts[concept], now, PROMPT_MEMORY) if known else now
+
+
+@contextmanager
+def borders_of(grounding: Grounding) -> Iterator[list[Tensor]]:
+    """What comparisons take for borders while images are encoded: logits (images, 1, side, side), none of an encoder that does not compare."""
+    found: list[Tensor] = []
+    compared = [each for each in grounding.modules() if isinstance(each, Comparison)]
+    hooks = [each.border.register_forward_hook(lambda _layer, _given, logits: found.append(logits)) for each in compared]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def border_loss(borders: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+    """Cross-entropy of borders_of: a border is where most of a cell shows no object, and where two touch, which have different sizes. Of what is
+    more than one thing nobody says where one ends."""
+    size = torch.stack([example.sizes.amax(dim=0, keepdim=True) for example in batch])
+    order = [list(CONCEPTS).index(name) for name in REFERRED]
+    shares, weights = (torch.stack([plane[order].amax(dim=0, keepdim=True) for plane in x]) for x in planes(batch))
+    empty = size == 0
+    known = (weights > 0.5) & ~(empty & (shares > 0))
+    least = -F.max_pool2d(-size.masked_fill(empty, float("inf")), 3, 1, 1)
+    touching = (F.max_pool2d(size, 3, 1, 1) > TOUCHING * least) & ~empty
+    total = size.new_zeros(())
+    for logits in borders:
+        side = logits.shape[-1]
+        nothing, contact, told = (F.adaptive_avg_pool2d(x.float(), side) for x in (empty, touching, known))
+        target = ((nothing > 0.5) | (contact > 0)).float()
+        total = total + (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * told).sum() / told.sum().clamp(min=1)
+    return total
+
+
+def see(grounding: Grounding, probes: Probes, batch: Sequence[Example]) -> tuple[ImageFeatures, Tensor]:
+    """SAM 2's features of a batch, and what it costs that not all of what they should tell is legible in them."""
+    with borders_of(grounding) as borders:
+        features = grounding.encode(torch.stack([example.pixels for example in batch]))
+    return features, probes.feature_loss(features, batch) + border_loss(borders, batch)
 
 
 def planes(batch: Sequence[Example]) -> tuple[list[Tensor], list[Tensor]]:
@@ -141,16 +187,16 @@ class Losses:
 def tower_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example]) -> Losses:
     """The towers alone: what is where, before anybody asks."""
     views = network.vision.projector(network.vision.features(torch.stack([example.crops[0] for example in batch])))
-    features = network.grounding.encode(torch.stack([example.pixels for example in batch]))
+    _, seen = see(network.grounding, probes, batch)
     zero = views.new_zeros(())
-    return Losses(zero, zero, probes.cell_loss(views, batch) + probes.feature_loss(features, batch))
+    return Losses(zero, zero, probes.cell_loss(views, batch) + seen)
 
 
 def forward_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, bos: int, seg: int, dice_weight: float = DICE_WEIGHT) -> Losses:
     """Losses of a batch of examples, all of the network."""
     read = read_batch(network, batch, bos=bos, seg=seg)
-    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
-    probed = probes.cell_loss(read.views, batch) + probes.feature_loss(features, batch)
+    features, seen = see(network.grounding, probes, batch)
+    probed = probes.cell_loss(read.views, batch) + seen
     prompts = network.mask_prompts(read.states)
     if len(read.concepts):
         probed = probed + probes.concept_loss(read.states, read.concepts)
@@ -174,11 +220,11 @@ def talk_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *,
 
 def picture_loss(network: GeoPixelNetwork, probes: Probes, batch: list[Example], *, dice_weight: float, noise: float) -> Losses:
     """SAM 2 alone, asked by the prompts that probes remember, with noise of this share of their spread."""
-    features = network.grounding.encode(torch.stack([e.pixels for e in batch]))
+    features, seen = see(network.grounding, probes, batch)
     prompts = probes.usual(batch)
     prompts = prompts + noise * probes.prompts.std(dim=0) * torch.randn_like(prompts)
     masks = drawn_loss(network, probes, features, prompts, batch, dice_weight)
-    return Losses(masks.new_zeros(()), masks, probes.feature_loss(features, batch))
+    return Losses(masks.new_zeros(()), masks, seen)
 
 
 def drawn_loss(network: GeoPixelNetwork, probes: Probes, features: ImageFeatures, prompts: Tensor, batch: Sequence[Example], dice_weight: float) -> Tensor:

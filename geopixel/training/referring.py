@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import shapely
 from scipy import ndimage
 
 from geopixel.annotation.objects import Frame, SceneObject
@@ -24,6 +25,8 @@ MOST_OBJECTS = 60
 """Of a concept in a picture: among more nobody would pick one by its size."""
 STANDS_OUT = 2.0
 """Times the area of any other that the largest has: of those closer to each other nano's masks do not show which it is."""
+SOLID = 0.9
+"""Share of its convex hull that a building covers at least: what covers less is mostly houses that touch, which labels show as one."""
 OFTENER = 5.0
 """The largest is asked for so much oftener than each of the others: it is what people ask for, and the hardest."""
 ATOMS = (*(Atom("most", most) for most in MOST if most != "smallest"), *(Atom("place", place) for place in PLACES))
@@ -48,8 +51,10 @@ class Referred:
 
 
 def objects_of(truth: np.ndarray, concept: str) -> list[SceneObject]:
-    """The connected parts of a concept in codes (height, width), specks left out."""
-    labels, _ = ndimage.label(truth == CONCEPTS[concept])
+    """The parts of a concept in codes (height, width), specks left out. Less than three pixels across connect nothing: labels of neighbours meet in
+    corners and at gaps that are too thin for them."""
+    core, _ = ndimage.label(ndimage.binary_erosion(truth == CONCEPTS[concept], np.ones((3, 3)), border_value=1))
+    labels = ndimage.grey_dilation(core, size=(3, 3))
     found = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[window] == number
@@ -58,9 +63,23 @@ def objects_of(truth: np.ndarray, concept: str) -> list[SceneObject]:
     return found
 
 
+def solidity(mask: np.ndarray) -> float:
+    """Share of its convex hull that mask (height, width) bool covers."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    left, right = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    corners = [np.column_stack([x, y]) for x in (left, right) for y in (rows, rows + 1)]
+    return float(mask.sum() / shapely.convex_hull(shapely.multipoints(np.concatenate(corners))).area)
+
+
+def one_thing(each: SceneObject) -> bool:
+    """Whether an object has a size of its own: of touching houses nobody says which is the largest."""
+    return each.category != "building" or solidity(each.mask) >= SOLID
+
+
 def stands_out(frame: Frame, largest: int) -> bool:
     """Whether an object of a frame that shows one class only is larger by far than all others."""
-    return all(frame.objects[largest].area >= STANDS_OUT * each.area for place, each in enumerate(frame.objects) if place != largest)
+    objects = frame.objects
+    return one_thing(objects[largest]) and all(objects[largest].area >= STANDS_OUT * each.area for place, each in enumerate(objects) if place != largest)
 
 
 def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator) -> Iterator[Referred]:

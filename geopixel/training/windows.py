@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from geopixel.demo import CLASSES
-from geopixel.training.augmentation import jitter, paste, restyle, turn
+from geopixel.training.augmentation import jitter, paste, restyle, scatter, turn
 from geopixel.training.examples import Example, Teacher
 from geopixel.training.real import Ground, draw_window
-from geopixel.training.referring import LARGEST, references
+from geopixel.training.referring import LARGEST, objects_of, one_thing, references
 from geopixel.training.rendered import rendered_window
 from geopixel.training.words import CONCEPTS
 
@@ -27,10 +28,13 @@ SOUGHT_SHARE = 0.5
 FULLEST = 0.6
 PASTED = 0.4
 """Shares of the windows of buildings that are searched for, and that are made denser."""
+SCATTERED = 0.8
+SCATTERED_MOST = 3
+"""Share of the rendered windows and of those of buildings over which more buildings are laid, and how many at most."""
 RESTYLED = 0.8
 """Share of the windows of real imagery that are restyled."""
 
-LARGEST_SOUGHT = 0.5
+LARGEST_SOUGHT = 0.8
 """Share of the windows with phrases that are searched for one in which something is the largest: without, a third has it."""
 
 PHRASES_ASKED = 5
@@ -70,11 +74,12 @@ class Windows:
         weights = np.array([MIXTURE[kind] for kind in kinds])
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         if kind == "rendered":
-            rgb, truth = self.fuller(rng, zoom)
+            edge = self.teacher.config.grounding.image_size // zoom
+            rgb, truth = scattered(self.fuller(rng, zoom), partial(rendered_window, self.scenes, edge, rng), rng)
             known: tuple[str, ...] = tuple(CLASSES)
         else:
             ground = draw_ground(self.grounds[kind], rng)
-            rgb, truth = self.denser(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
+            rgb, truth = self.settled(ground, rng, zoom) if kind == "buildings" else draw_window(ground, rng, zoom)
             rgb = restyle(rng, rgb) if rng.random() < RESTYLED else rgb
             known = ground.known
         rgb, truth = turn(rng, rgb, truth)
@@ -95,6 +100,10 @@ class Windows:
         code = CONCEPTS[SOUGHT[rng.integers(len(SOUGHT))]]
         return fullest(partial(rendered_window, self.scenes, self.teacher.config.grounding.image_size // zoom, rng), code, SOUGHT_SHARE, rng)
 
+    def settled(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of ground with more buildings than it has, of all sizes. rgb (height, width, 3), codes (height, width)"""
+        return scattered(self.denser(ground, rng, zoom), lambda: draw_window(draw_ground(self.grounds["buildings"], rng), rng, zoom), rng)
+
     def denser(self, ground: Ground, rng: np.random.Generator, zoom: int) -> tuple[np.ndarray, np.ndarray]:
         """A window of ground with few buildings: often the fullest of several, often with those of another place, as dense as towns are that no site
         shows. rgb (height, width, 3), codes (height, width)"""
@@ -113,6 +122,19 @@ def fullest(draw: Callable[[], tuple[np.ndarray, np.ndarray]], code: int, share:
     """One window (rgb, codes); of this share of the cases, of SEARCHED the one with most of a code."""
     drawn = [draw() for _ in range(SEARCHED if rng.random() < share else 1)]
     return max(drawn, key=lambda window: float((window[1] == code).mean()))
+
+
+def scattered(
+    window: tuple[np.ndarray, np.ndarray], draw: Callable[[], tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window (rgb, codes), often with buildings of another one, which draw gives, laid over it larger or smaller than they are there. Only of those
+    that stand alone: of others labels do not tell where one ends."""
+    if rng.random() >= SCATTERED:
+        return window
+    rgb, truth = draw()
+    objects = objects_of(truth, "building")
+    alone = (objects[number] for number in rng.permutation(len(objects)) if one_thing(objects[number]))
+    return scatter(rng, *window, rgb, islice(alone, int(rng.integers(1, SCATTERED_MOST + 1))), CONCEPTS["building"])
 
 
 def draw_ground(grounds: list[Ground], rng: np.random.Generator) -> Ground:

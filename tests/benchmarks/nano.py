@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
-from geopixel.demo import CLASSES, DEMO_SEEDS, render_scene
+from geopixel.demo import CLASSES, render_scene
 from geopixel.evaluation.referring import Overlap, referring_scores
 from geopixel.model import GeoPixel
 from geopixel.training.real import Ground, dubai_grounds, naip_grounds, read_picture
@@ -34,6 +34,8 @@ STRANGE_ASKED = 4
 """Things that nothing here holds, asked of every picture."""
 WINDOW = 512
 """Pixels along an edge of the rendered pictures that are asked for single objects."""
+PHRASED_SEEDS = range(1_000_100, 1_000_112)
+"""Of the rendered scenes that are."""
 KINDS = ("largest", "outermost", "place")
 """Of phrases."""
 ABSENT_CHIPS = 8
@@ -89,22 +91,33 @@ def absent_words(data: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
         yield picture, ([] if mask.any() else ["building"]) + rng.choice(STRANGE, 1).tolist()
 
 
-def phrases(data: Path) -> Iterator[tuple[np.ndarray, np.ndarray, list[Referred]]]:
-    """Pictures kept back from training, real and rendered, and their labels, with all that can be asked of their objects without ambiguity."""
-    pictures = [(ground.rgb, ground.truth, ground.known) for ground in dubai_grounds(data / "training" / "dubai", kept_back=True)]
-    for scene in map(render_scene, DEMO_SEEDS):
+Pictured = tuple[np.ndarray, np.ndarray, list[Referred]]
+"""A picture and its labels, with all that can be asked of its objects without ambiguity."""
+
+
+def asked_of(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str]) -> Pictured:
+    return rgb, truth, list(references(rgb, truth, known, np.random.default_rng(0)))
+
+
+def real_phrases(data: Path) -> Iterator[Pictured]:
+    """Of imagery kept back from training."""
+    for ground in dubai_grounds(data / "training" / "dubai", kept_back=True):
+        yield asked_of(ground.rgb, ground.truth, ground.known)
+    for rgb, mask in chips(data / "training" / "buildings", "banepa"):
+        yield asked_of(rgb, np.where(mask, CONCEPTS["building"], OTHER).astype(np.uint8), ("building",))
+
+
+def rendered_phrases() -> Iterator[Pictured]:
+    """Of rendered scenes that neither training nor the demo shows."""
+    for scene in map(render_scene, PHRASED_SEEDS):
         for top, left in np.ndindex(*(edge // WINDOW for edge in scene.truth.shape)):
             window = slice(top * WINDOW, (top + 1) * WINDOW), slice(left * WINDOW, (left + 1) * WINDOW)
-            pictures.append((scene.rgb[window], scene.truth[window], tuple(CLASSES)))
-    buildings = chips(data / "training" / "buildings", "banepa")
-    pictures += [(rgb, np.where(mask, CONCEPTS["building"], OTHER).astype(np.uint8), ("building",)) for rgb, mask in buildings]
-    for rgb, truth, known in pictures:
-        yield rgb, truth, list(references(rgb, truth, known, np.random.default_rng(0)))
+            yield asked_of(scene.rgb[window], scene.truth[window], tuple(CLASSES))
 
 
-def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, np.ndarray, Sequence[Referred]]]) -> dict[str, float]:
-    """By what phrases say: how many there are; mean IoU of the answers with what they mean, and of those to the bare concept, which is what one gets
-    who is not listened to; and the mean shares that are drawn of what is meant, and of the concept's other objects."""
+def understood(model: GeoPixel, asked: Iterable[Pictured]) -> dict[str, float]:
+    """By what phrases say: how many there are; of the answers mean IoU with what is meant, and the mean shares that are drawn of that and of the
+    concept's other objects; the same of the answers to the bare concept, which is what one gets who is not listened to."""
     scores = defaultdict[str, list[float]](list)
     for rgb, truth, pictured in asked:
         concepts = sorted({each.reference.category for each in pictured})
@@ -117,8 +130,8 @@ def understood(model: GeoPixel, asked: Iterable[tuple[np.ndarray, np.ndarray, Se
             for name, said in (("", each.words), (", bare", each.reference.category)):
                 overlap = Overlap.of(drawn[said], each.mask)
                 scores[f"{kind}{name}"].append(overlap.intersection / max(1, overlap.union))
-            for name, part in (("meant drawn", each.mask), ("others drawn", others)):
-                scores[f"{kind}, {name}"].append(float(drawn[each.words][part].mean()))
+                scores[f"{kind}{name}, meant drawn"].append(float(drawn[said][each.mask].mean()))
+                scores[f"{kind}{name}, others drawn"].append(float(drawn[said][others].mean()))
     return {name: float(np.mean(values)) for name, values in scores.items()} | {f"{kind}, asked": len(scores[kind]) for kind in KINDS}
 
 
@@ -148,8 +161,8 @@ def measure(data: Path, model: GeoPixel, left_out: dict[str, GeoPixel]) -> tuple
         Figure("1024 px tile, 5 prompts", five, 3, " s", at_most=True),
     ]
     naip = class_ious(model, naip_grounds(data / "imagery" / "naip-north-dakota", kept_back=True), ("water", "vegetation"))
-    said = understood(model, phrases(data))
-    return figures, {"phrases": said, "left out": sites, "dubai": classes, "naip": naip, "absent": [empty, asked], "seconds": [one, five]}
+    said = {"phrases, real": understood(model, real_phrases(data)), "phrases, rendered": understood(model, rendered_phrases())}
+    return figures, {**said, "left out": sites, "dubai": classes, "naip": naip, "absent": [empty, asked], "seconds": [one, five]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -76,7 +78,7 @@ def test_sam_2_stands_on_it() -> None:
     assert masks.logits.shape == (6, 16, 16)
     masks.logits.square().mean().backward()
     encoder = grounding.sam2.vision_encoder.backbone
-    first = (*(path[0] for path in encoder.upward), *(each.measure for each in encoder.compare))
+    first = (*(path[0] for path in encoder.upward), *(part for each in encoder.compare for part in (each.measure, each.border)))
     for layer in (encoder.trunk.stem.convolution, *encoder.lateral, *encoder.merge, *first):
         assert layer.weight.grad.abs().sum() > 0
 
@@ -118,21 +120,49 @@ def test_coarse_maps_know_the_fine_ones_once_they_have_learnt_to() -> None:
     assert all((x != y).any() for x, y in zip(coarse, changed, strict=True))
 
 
+def comparison(border: float, steps: int = 8) -> Comparison:
+    """Measures what it is given. border: of a place where channel 3 is 1, minus it where that is 0."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        compare = Comparison(4, steps).eval()
+        compare.measure.weight.copy_(torch.eye(4)[..., None, None])
+        compare.measure.bias.zero_()
+        compare.border.weight.zero_()
+        compare.border.weight[0, 3, 1, 1] = 2 * border
+        compare.border.bias.fill_(-border)
+    return compare
+
+
 @torch.inference_mode()
 def test_every_place_is_compared_with_the_most_of_its_image() -> None:
-    """What becomes the most of a measure is felt everywhere in its image, and in no other; what stays below it near by only."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        compare = Comparison(4)
-    compare.measure.weight.copy_(torch.eye(4)[..., None, None])
+    """What becomes the most of a measure is felt everywhere in its image, and in no other; what stays below it near by only, where all is border."""
+    compare = comparison(border=500.0)
     images = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    images[:, 3] = 1
     before = compare(images)
     for corner, felt in ((2.0, (slice(None), slice(None))), (-1.0, (slice(2), slice(2)))):
         other = images.clone()
-        other[0, :, 0, 0] = corner
+        other[0, :3, 0, 0] = corner
         expected = torch.zeros(2, 16, 16, dtype=torch.bool)
         expected[0][felt] = True
         assert torch.equal((compare(other) != before).any(dim=1), expected)
+
+
+@torch.inference_mode()
+def test_an_object_has_the_most_that_any_place_of_it_shows() -> None:
+    """Against scipy's maximum of every connected part; what lies between objects has nothing to show."""
+    rng = np.random.default_rng(0)
+    labels, count = ndimage.label(ndimage.binary_opening(rng.random((24, 24)) > 0.45, np.ones((2, 2))), np.ones((3, 3)))
+    assert count > 3
+    measures = rng.random((3, 24, 24), np.float32)
+    image = np.concatenate([measures, (labels == 0)[None].astype(np.float32)])[None]
+    compare = comparison(border=50.0, steps=24 * 24)
+    compare.tell = torch.nn.Identity()
+    told = (compare(torch.from_numpy(image)) - torch.from_numpy(image))[0, :3].numpy()
+    for measure, below in zip(measures, told, strict=True):
+        most = ndimage.maximum(measure, labels, range(1, count + 1))
+        np.testing.assert_allclose(below[labels > 0], most[labels[labels > 0] - 1] - most.max(), atol=1e-5)
+        assert (below[labels == 0] < -40).all()
 
 
 def test_the_plan_knows_what_it_costs() -> None:

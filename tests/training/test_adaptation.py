@@ -7,21 +7,23 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from geopixel.annotation.objects import SceneObject
 from geopixel.model import GeoPixel
 from geopixel.model.checkpoint import save_checkpoint
 from geopixel.model.losses import BCE_WEIGHT, bce_loss
 from geopixel.model.tokenizer import Tokenizer
 from geopixel.training import Stage, adapt_nano, adaptation, windows
 from geopixel.training.adaptation import Adaptation, denormals_as_zero, prepare, rate, zoomed
-from geopixel.training.augmentation import paste
-from geopixel.training.losses import SHARES, SIZES, forward_loss, weighted_bce, weighted_mask_loss
+from geopixel.training.augmentation import RESIZED, paste, scatter
+from geopixel.training.losses import SHARES, SIZES, border_loss, forward_loss, picture_loss, weighted_bce, weighted_mask_loss
 from geopixel.training.real import draw_window
-from geopixel.training.referring import ATOMS, LARGEST, references
+from geopixel.training.referring import ATOMS, LARGEST, REFERRED, references
 from geopixel.training.rendered import SCENE_SIZE
 from geopixel.training.windows import Windows
 from geopixel.training.words import CONCEPTS, train_tokenizer
@@ -180,6 +182,60 @@ def test_sizes_are_legible_where_they_can_be_read(lessons: Path) -> None:
     assert ready.probes.size_loss(features, [replace(picture, sizes=torch.zeros_like(picture.sizes))]) == 0
 
 
+def test_a_lake_has_no_more_to_say_of_sizes_than_a_house(lessons: Path) -> None:
+    """However many cells it fills: of probes that know all of lakes and say the opposite of houses the loss is that of half of what there is."""
+    ready = prepared(lessons, "shares of sizes")
+    picture = ready.windows.picture(0)
+    sizes = torch.zeros_like(picture.sizes)
+    sizes[REFERRED.index("water"), :, 2:] = 100
+    sizes[REFERRED.index("building"), :2, :2] = 10
+    for probe, side in zip(ready.probes.sizes, (4, 8), strict=True):
+        right = torch.tensor([each > bound for each in (10, 100) for bound in (*SIZES, *(each * share for share in SHARES))]).float() * 2 - 1
+        signs = torch.tensor([-1.0, 1.0]).repeat_interleave(len(SIZES + SHARES))
+        said = torch.zeros(len(REFERRED), len(SIZES + SHARES))
+        said[[REFERRED.index("building"), REFERRED.index("water")]] = (50 * right * signs).unflatten(0, (2, -1))
+        probe.forward = lambda _, said=said, side=side: said.flatten()[None, :, None, None].expand(1, -1, side, side)
+    features = SimpleNamespace(embedding=torch.zeros(1, 1, 4, 4), fine=(None, torch.zeros(1, 1, 8, 8)))
+    assert float(ready.probes.size_loss(features, [replace(picture, sizes=sizes)])) == pytest.approx(2 * (50 + 0) / 2)
+
+
+def test_borders_lie_around_objects_and_where_they_touch(lessons: Path) -> None:
+    """Two fields side by side, a lake in open ground, houses that nobody tells apart: logits that say so lose nothing, their opposites all of it."""
+    picture = prepared(lessons, "borders").windows.picture(0)
+    sizes, shares = torch.zeros(len(REFERRED), 32, 32), torch.zeros_like(picture.shares[:, :1, :1]).repeat(1, 32, 32)
+    for name, columns, size in (("field", slice(4, 8), 40.0), ("field", slice(8, 16), 60.0), ("water", slice(20, 28), 60.0)):
+        sizes[REFERRED.index(name), 4:20, columns] = size
+        shares[CONCEPTS[name] - 1, 4:20, columns] = 1
+    shares[CONCEPTS["building"] - 1, 24:28, 4:16] = 1
+    example = replace(picture, sizes=sizes, shares=shares, weights=torch.ones_like(shares))
+    border = torch.ones(32, 32)
+    border[4:20, 4:16] = border[4:20, 20:28] = 0
+    border[4:20, 7:9] = 1
+    untold = np.array([[24, 28], [4, 16]])
+    for side in (32, 16):
+        step = 32 // side
+        sure = 40 * (2 * torch.nn.functional.adaptive_max_pool2d(border[None], side) - 1)[None]
+        losses = [float(border_loss([logits], [example])) for logits in (sure, -sure)]
+        assert losses == pytest.approx([0, 40], abs=1e-6)
+        blank = torch.zeros_like(sure).requires_grad_()
+        border_loss([blank], [example]).backward()
+        assert not blank.grad[0, 0][tuple(slice(*ends) for ends in untold // step)].any()
+        assert blank.grad.count_nonzero() == side * side - 48 // step**2
+
+
+def test_borders_are_taught_in_every_stage(lessons: Path) -> None:
+    ready = prepared(lessons, "taught borders", anew=True)
+    compare = ready.network.grounding.sam2.vision_encoder.backbone.compare
+    picture = next(example for example in map(ready.windows.referring, range(60)) if example.tokens and example.sizes.any())
+    bos, seg = ready.tokenizer.bos, ready.tokenizer.seg
+    small = picture_loss(ready.network, ready.probes, [picture], dice_weight=1.0, noise=0.0)
+    for loss in (small, forward_loss(ready.network, ready.probes, [picture], bos=bos, seg=seg)):
+        ready.network.zero_grad()
+        loss.probes.backward()
+        assert all(each.border.weight.grad.any() for each in compare)
+    assert not any(each.border._forward_hooks for each in compare)
+
+
 def test_sizes_are_taught_at_full_size_too(lessons: Path) -> None:
     """What is legible in small windows alone is not in those that a map is made of."""
     ready = prepared(lessons, "together sizes")
@@ -264,6 +320,37 @@ def test_what_is_pasted_is_labelled() -> None:
     assert np.array_equal(labels, np.where(covered, 2, truth))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_scattered_is_labelled_and_has_another_size(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rgb, truth = np.zeros((64, 48, 3), np.uint8), np.zeros((64, 48), np.uint8)
+    truth[:20] = 2
+    kept, other = truth.copy(), np.full((40, 40, 3), 200, np.uint8)
+    house = SceneObject("building", 10, 5, np.ones((8, 12), bool), 96.0)
+    laid, labels = scatter(rng, rgb, truth, other, [house], 2)
+    assert not rgb.any()
+    assert np.array_equal(truth, kept)
+    painted = (laid == 200).all(axis=2)
+    assert np.array_equal(labels, np.where(painted, 2, truth))
+    assert np.array_equal(laid.any(axis=2), painted)
+    assert painted.sum() != 96
+    assert 0.8 * RESIZED[0] ** 2 <= painted.sum() / 96 <= 1.2 * RESIZED[1] ** 2
+    assert not painted[:20].any(), "where it hides little of its kind"
+
+
+def test_houses_of_other_sizes_lie_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what stood alone in the other window, that is: houses that touch are one object in labels."""
+    monkeypatch.setattr(windows, "SCATTERED", 1.0)
+    blank = np.zeros((80, 80, 3), np.uint8), np.zeros((80, 80), np.uint8)
+    town = blank[1].copy()
+    town[2:8, 2:40] = town[2:40, 2:8] = CONCEPTS["building"]
+    assert not windows.scattered(blank, lambda: (blank[0], town), np.random.default_rng(0))[1].any()
+    town[50:60, 50:60] = CONCEPTS["building"]
+    areas = {np.count_nonzero(windows.scattered(blank, lambda: (blank[0], town), np.random.default_rng(seed))[1]) for seed in range(8)}
+    assert len(areas) > 4
+    assert min(areas) < 100 < max(areas)
+
+
 def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
     """Once in one go, once stopped in two stages and resumed: equal weights, and a record of what was done."""
     threads = torch.get_num_threads()
@@ -286,6 +373,23 @@ def test_a_stopped_run_becomes_the_same_model(lessons: Path) -> None:
     assert record["adaptation"]["leave_out"] == ["there"]
     assert record["adaptation"]["pictures"]["steps"] == 4
     assert [row[0] for row in record["adaptation"]["pictures"]["curve"]] == [4]
+
+
+def test_what_is_kept_of_the_start_is_mixed_in(lessons: Path) -> None:
+    made = {}
+    for kept in (0.0, 0.25, 1.0):
+        work = work_of(lessons, f"kept {kept}")
+        stages = {"pictures": Stage(2, 1, 1, 1e-2), "words": Stage(0, 0, 1, 1e-2), "together": Stage(0, 0, 1, 1e-2)}
+        adapt_nano(lessons / "start", work / "out", work, lessons / "data", stages=stages, scenes=1, seed=3, kept=kept, report=lambda _: None)
+        made[kept] = GeoPixel.from_pretrained(str(work / "out"), device="cpu").network.state_dict()
+    start = GeoPixel.from_pretrained(str(lessons / "start"), device="cpu").network.state_dict()
+    assert any(not torch.equal(made[0.0][name], start[name]) for name in start)
+    for name, value in start.items():
+        torch.testing.assert_close(made[1.0][name], value, rtol=1e-3, atol=1e-4)  # written as float16
+        torch.testing.assert_close(made[0.25][name], 0.75 * made[0.0][name] + 0.25 * value, rtol=2e-3, atol=2e-4)
+    for wrong in ({"kept": 1.5}, {"kept": 0.5, "anew": True}):
+        with pytest.raises(ValueError, match="0 to 1"):
+            adapt_nano(lessons / "start", lessons / "no", lessons / "no", lessons / "data", stages={}, scenes=1, **wrong)
 
 
 def test_what_another_network_left_is_refused(lessons: Path) -> None:

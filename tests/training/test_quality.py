@@ -58,10 +58,11 @@ def test_who_is_not_listened_to_gets_all_of_the_concept() -> None:
     rgb = np.dstack([np.zeros_like(codes)] * 2 + [codes])
     largest = [each for each in references(rgb, codes, ("building",), np.random.default_rng(0)) if each.reference.atoms[0].value == "largest"]
     told = nano.understood(Seeing(), [(rgb, codes, largest), (rgb, codes, [])])  # type: ignore[arg-type]
-    drawn = {"largest": 0.0, "largest, bare": 0.9, "largest, meant drawn": 0.0, "largest, others drawn": 0.0}
-    assert told == drawn | {"largest, asked": 1, "outermost, asked": 0, "place, asked": 0}
-    bare = [replace(each, words="building") for each in largest]
-    told = nano.understood(Seeing(), [(rgb, codes, bare)])  # type: ignore[arg-type]
+    heard = {"largest": 0.0, "largest, meant drawn": 0.0, "largest, others drawn": 0.0}
+    bare = {"largest, bare": 0.9, "largest, bare, meant drawn": 1.0, "largest, bare, others drawn": 1.0}
+    assert told == heard | bare | {"largest, asked": 1, "outermost, asked": 0, "place, asked": 0}
+    renamed = [replace(each, words="building") for each in largest]
+    told = nano.understood(Seeing(), [(rgb, codes, renamed)])  # type: ignore[arg-type]
     assert (told["largest"], told["largest, meant drawn"], told["largest, others drawn"]) == (0.9, 1.0, 1.0)
 
 

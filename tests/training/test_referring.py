@@ -14,7 +14,7 @@ from geopixel.annotation.wordings import parse
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.tokenizer import ANSWER_END, ASSISTANT, USER, Tokenizer
 from geopixel.training.examples import Teacher, sizes
-from geopixel.training.referring import ATOMS, REFERRED, references
+from geopixel.training.referring import ATOMS, LARGEST, REFERRED, objects_of, references, solidity
 from geopixel.training.scratch import nano_config
 from geopixel.training.words import CONCEPTS, train_tokenizer
 
@@ -95,6 +95,41 @@ def test_every_cell_knows_how_large_its_object_is(seed: int) -> None:
         expected[part] = 2 * np.sqrt(part.sum())  # seen at twice the size
     cells = expected.reshape(48, 2, 48, 2).max(axis=(1, 3))
     np.testing.assert_allclose(found[REFERRED.index("building")], cells, rtol=1e-5)
+
+
+def test_what_meets_in_a_corner_or_by_a_thread_is_two_objects() -> None:
+    truth = np.zeros((EDGE, EDGE), np.uint8)
+    truth[10:30, 10:30] = truth[29:50, 29:50] = truth[70:90, 10:40] = truth[70:90, 42:80] = CONCEPTS["field"]
+    truth[80:82, 40:42] = CONCEPTS["field"]
+    found = objects_of(truth, "field")
+    assert sorted(each.area for each in found) == pytest.approx([400, 440, 600, 760], abs=2)
+    truth[80:84, 40:42] = CONCEPTS["field"]
+    assert sorted(each.area for each in objects_of(truth, "field")) == pytest.approx([400, 440, 1368], abs=2)
+    assert [each.area for each in objects_of(np.full((EDGE, EDGE), CONCEPTS["field"], np.uint8), "field")] == [EDGE * EDGE]
+
+
+def test_solid_is_what_fills_its_hull() -> None:
+    square, corner = np.ones((20, 20), bool), np.ones((20, 20), bool)
+    corner[:10, 10:] = False
+    assert solidity(square) == 1
+    assert solidity(square[:1]) == 1
+    assert solidity(corner) == pytest.approx(3 / 3.5, abs=0.01)
+    assert solidity(np.eye(20, dtype=bool) | np.eye(20, k=1, dtype=bool)) < solidity(corner)
+
+
+def test_of_houses_that_touch_none_is_the_largest() -> None:
+    """Nor is it taught how large they are: labels show them as one. A lake may have any outline."""
+    truth = np.zeros((EDGE, EDGE), np.uint8)
+    truth[8:16, 8:48] = truth[8:48, 8:16] = truth[70:80, 70:80] = CONCEPTS["building"]
+    asked, taught = {}, {}
+    for name in ("building", "water"):
+        picture = np.where(truth > 0, CONCEPTS[name], 0).astype(np.uint8)
+        found = references(np.zeros((EDGE, EDGE, 3), np.uint8), picture, (name,), np.random.default_rng(0))
+        asked[name] = any(each.reference.atoms == (LARGEST,) for each in found)
+        taught[name] = sizes(picture, (name,), EDGE)[REFERRED.index(name)]
+    assert asked == {"building": False, "water": True}
+    assert (taught["building"] > 0).sum() == (taught["water"] == 10).sum() > 0
+    assert (taught["water"] > 10).any()
 
 
 def test_pictures_have_such_phrases() -> None:
