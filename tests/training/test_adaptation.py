@@ -199,6 +199,25 @@ def test_a_lake_has_no_more_to_say_of_sizes_than_a_house(lessons: Path) -> None:
     assert float(ready.probes.size_loss(features, [replace(picture, sizes=sizes)])) == pytest.approx(2 * (50 + 0) / 2)
 
 
+def test_a_large_house_has_less_to_say_than_its_cells(lessons: Path) -> None:
+    """Cells count by the edge of their object: three of nine here, where the other house fills one of one."""
+    ready = prepared(lessons, "edges of sizes")
+    picture = ready.windows.picture(0)
+    sizes = torch.zeros(len(REFERRED), 32, 32)
+    sizes[REFERRED.index("building"), :12, :12] = 30
+    sizes[REFERRED.index("building"), 20:24, 20:24] = 10
+    cells = torch.nn.functional.adaptive_max_pool2d(sizes, 8)[REFERRED.index("building")]
+    bounds = torch.tensor([*SIZES, *(30 * share for share in SHARES)])[:, None, None]
+    right = 2 * (cells > bounds).float() - 1
+    for wrong, share in ((30, 3 / 4), (10, 1 / 4)):
+        said = torch.zeros(len(REFERRED), len(bounds), 8, 8)
+        said[REFERRED.index("building")] = 50 * right * torch.where(cells == wrong, -1.0, 1.0)
+        for probe in ready.probes.sizes:
+            probe.forward = lambda _, said=said: said.flatten(0, 1)[None]
+        features = SimpleNamespace(embedding=torch.zeros(1, 1, 8, 8), fine=(None, torch.zeros(1, 1, 8, 8)))
+        assert float(ready.probes.size_loss(features, [replace(picture, sizes=sizes)])) == pytest.approx(2 * 50 * share)
+
+
 def test_borders_lie_around_objects_and_where_they_touch(lessons: Path) -> None:
     """Two fields side by side, a lake in open ground, houses that nobody tells apart: logits that say so lose nothing, their opposites all of it."""
     picture = prepared(lessons, "borders").windows.picture(0)
