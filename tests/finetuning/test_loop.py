@@ -77,6 +77,7 @@ def work(rank: int, address: str, jobs: list[Job], out: Path) -> None:
     logs = [run(job, World(rank, 2), keep_in=out / f"kept_{number}" if rank == 0 else None) for number, job in enumerate(jobs)]
     if rank == 0:
         (out / "logs.json").write_text(json.dumps(logs))
+    dist.barrier()  # who leaves while the other still talks to it may abort as it ends
     dist.destroy_process_group()
 
 
