@@ -79,7 +79,7 @@ def one_thing(each: SceneObject) -> bool:
 def stands_out(frame: Frame, largest: int) -> bool:
     """Whether an object of a frame that shows one class only is larger by far than all others."""
     objects = frame.objects
-    return one_thing(objects[largest]) and all(objects[largest].area >= STANDS_OUT * each.area for place, each in enumerate(objects) if place != largest)
+    return all(objects[largest].area >= STANDS_OUT * each.area for place, each in enumerate(objects) if place != largest) and one_thing(objects[largest])
 
 
 def references(rgb: np.ndarray, truth: np.ndarray, known: Sequence[str], rng: np.random.Generator) -> Iterator[Referred]:
