@@ -13,6 +13,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco
 
 T = TypeVar("T")
 
@@ -28,18 +29,32 @@ def optional(module: str, extra: str = "evaluate") -> Any:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(height, width, 3) uint8. Raises ValueError for what is no picture."""
+    """(height, width, 3) uint8. Raises ValueError for what is no picture, or has more than 8 bits, which nobody here knows how to show."""
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"{path} has pixels of more than 8 bits (Pillow's mode {picture.mode}): scale them to 0 to 255")
             return np.array(picture.convert("RGB"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """(height, width) bool: whatever is not 0 in any band, opacity left out."""
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture or mask, by its header. Raises ValueError for what is no picture."""
     try:
         with Image.open(path) as picture:
+            return picture.height, picture.width
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(height, width) bool: whatever is not 0 in any band, opacity left out. Raises ValueError for what is no picture, and for JPEG, which writes
+    other values beside every edge."""
+    try:
+        with Image.open(path) as picture:
+            if picture.format == "JPEG":
+                raise ValueError(f"{path} is a JPEG, which blurs what is 0 and what is not: masks are PNG or TIFF")
             pixels, bands = np.array(picture), picture.getbands()
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a mask: {error}") from error
@@ -49,7 +64,6 @@ def read_mask(path: Path) -> np.ndarray:
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """(height, width) bool, the union of the parts of a COCO segmentation: run lengths, compressed or not, one or a list, or polygons."""
-    coco = optional("pycocotools.mask")
     try:
         parts = segmentation if isinstance(segmentation, list) else [segmentation]
         if not (isinstance(parts[0], dict) and isinstance(parts[0]["counts"], str | bytes)):
@@ -64,15 +78,17 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 def draw_masks(objects: Sequence[Sequence[Sequence[Sequence[float]]]], image: Path) -> np.ndarray:
     """(N, height, width) bool: the rings of each object, filled, their borders included, as the published training draws them by cv2.fillPoly.
-    Pillow draws slanted borders a little otherwise: one pixel in 200 of small polygons differs."""
-    with Image.open(present(image)) as picture:
-        size = picture.size
-    masks = np.zeros((len(objects), size[1], size[0]), bool)
+    Pillow draws slanted borders a little otherwise: one pixel in 200 of small polygons differs. Raises ValueError for what is no ring."""
+    height, width = read_size(present(image))
+    masks = np.zeros((len(objects), height, width), bool)
     for mask, rings in zip(masks, objects, strict=True):
-        canvas = Image.new("1", size)
+        canvas = Image.new("1", (width, height))
         draw = ImageDraw.Draw(canvas)
         for ring in rings:
-            points = [(int(x), int(y)) for x, y in ring]
+            try:
+                points = [(int(x), int(y)) for x, y in ring]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{image}: a ring is a list of (x, y), got {str(ring)[:60]}") from error
             if len(points) > 1:
                 draw.polygon(points, fill=1)
                 draw.line([*points, points[0]], fill=1)
@@ -109,32 +125,59 @@ def some(values: list[T], otherwise: str) -> list[T]:
 
 
 def pair_chips(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Pictures and the masks of the same name, whatever their suffix. Raises ValueError where a picture has no mask, or there is none."""
+    """Pictures and the masks of the same name, whatever their suffix. Raises ValueError where a picture has no mask of its size, or there is none."""
     found, truths = find_pictures(images), {path.stem: path for path in find_pictures(masks)}
     for path in found:
         if path.stem not in truths:
             raise ValueError(f"{path} has no mask: {masks} holds no picture called {path.stem}")
+        check_size(truths[path.stem], path)
     return [(path, truths[path.stem]) for path in found]
+
+
+def check_size(mask: Path, image: Path) -> None:
+    """Raises ValueError where a mask is not of the size of its picture."""
+    if (has := read_size(mask)) != (wanted := read_size(image)):
+        raise ValueError(f"{mask} is not of the size of its picture {image}: {wanted}, got {has} (height, width)")
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """A mask (height, width) bool as COCO run lengths that JSON can hold: the inverse of decode_mask."""
-    encoded = optional("pycocotools.mask").encode(np.asfortranarray(mask.astype(np.uint8)))
+    encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(edge) for edge in mask.shape], "counts": encoded["counts"].decode("ascii")}
 
 
-def read_polygons(path: Path, crs: str) -> np.ndarray:
-    """(n,) valid shapely polygons and multipolygons of a vector file (GeoParquet, GeoJSON, GeoPackage ...) in this CRS; features of other kinds are
-    left out. Raises ValueError for a file that cannot be read, holds no polygon or names no CRS."""
+def read_vector(path: Path) -> gpd.GeoDataFrame:
+    """The features of a vector file (GeoParquet, GeoJSON, GeoPackage ...), with their CRS. Raises ValueError for a file that cannot be read, has no
+    geometry, names no CRS, or has coordinates that cannot be of it."""
     try:
         table = gpd.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else gpd.read_file(path)
     except Exception as error:  # pyogrio and pyarrow have kinds of their own
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(table, gpd.GeoDataFrame):  # what GDAL reads of a table
+        raise ValueError(f"{path} is a table without geometry")
     if table.crs is None:
         raise ValueError(f"{path} names no coordinate reference system")
-    polygons = shapely.make_valid(np.asarray(shapely.force_2d(table.to_crs(crs).geometry)), method="structure", keep_collapsed=False)
-    polygons = polygons[np.isin(shapely.get_type_id(polygons), (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON))]
-    polygons = polygons[shapely.area(polygons) > 0]
-    if not len(polygons):
-        raise ValueError(f"{path} holds no polygon")
-    return polygons
+    if table.crs.is_geographic and np.nanmax(np.abs(table.total_bounds), initial=0) > 360:
+        raise ValueError(f"{path} is in degrees ({table.crs.name}), as far as it says, and has coordinates of {np.abs(table.total_bounds).max():.0f}")
+    return table
+
+
+def solid(outlines: np.ndarray) -> np.ndarray:
+    """(n,) the polygons or multipolygons that outlines are or hold, valid and flat; None for those (points, lines, far beyond their CRS) without."""
+    outlines = np.array(shapely.force_2d(outlines), object)
+    outlines[~np.isfinite(shapely.bounds(outlines)).all(axis=1)] = None
+    outlines = shapely.make_valid(outlines, method="structure", keep_collapsed=False)
+    mixed = shapely.get_type_id(outlines) == shapely.GeometryType.GEOMETRYCOLLECTION
+    for index in np.flatnonzero(mixed):
+        parts = shapely.get_parts(outlines[index])
+        outlines[index] = shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
+    areal = np.isin(shapely.get_type_id(outlines), (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON))
+    outlines[~areal | ~(shapely.area(outlines) > 0)] = None
+    return outlines
+
+
+def read_polygons(path: Path, crs: str) -> np.ndarray:
+    """(n,) valid shapely polygons and multipolygons of a vector file in this CRS; features of other kinds are left out. Raises ValueError as
+    read_vector does, and where there is no polygon."""
+    polygons = solid(read_vector(path).to_crs(crs).geometry.to_numpy())
+    return np.array(some([polygon for polygon in polygons if polygon is not None], f"{path} holds no polygon"))

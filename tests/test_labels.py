@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pytest
-from shapely import LineString, Polygon, box
+from PIL import Image
+from pycocotools import mask as coco
+from shapely import GeometryCollection, LineString, Polygon, box
 
-from geopixel.labels import decode_mask, encode_mask, optional, read_image, read_polygons
+from geopixel.labels import decode_mask, draw_masks, encode_mask, optional, pair_chips, read_image, read_mask, read_polygons
 
 MASKS = np.random.default_rng(5).random((2, 40, 60)) < 0.4
 
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:
-    return pytest.importorskip("pycocotools.mask", reason="the extra `evaluate` is not installed").encode(np.asfortranarray(mask.astype(np.uint8)))
+    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
 def test_coco_masks_of_every_kind_are_read() -> None:
@@ -49,6 +52,40 @@ def test_polygons_are_repaired_and_other_kinds_left_out(tmp_path: Path) -> None:
     gpd.GeoDataFrame(geometry=[LineString([(0, 0), (1, 1)])], crs="EPSG:4326").to_file(tmp_path / "lines.gpkg")
     with pytest.raises(ValueError, match=r"lines\.gpkg holds no polygon"):
         read_polygons(tmp_path / "lines.gpkg", "EPSG:32645")
+
+
+def test_polygons_of_collections_are_kept(tmp_path: Path) -> None:
+    mixed = GeometryCollection([LineString([(0, 0), (9, 9)]), box(0, 0, 2, 2), box(5, 0, 6, 1)])
+    gpd.GeoDataFrame(geometry=[mixed, None, box(0, 0, 3, 1)], crs="EPSG:32645").to_parquet(tmp_path / "mixed.parquet")
+    assert [polygon.area for polygon in read_polygons(tmp_path / "mixed.parquet", "EPSG:32645")] == [5, 3]
+
+
+def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("id,name\n1,a\n")
+    with pytest.raises(ValueError, match=r"table\.csv is a table without geometry"):
+        read_polygons(tmp_path / "table.csv", "EPSG:32645")
+    metres = {"type": "Polygon", "coordinates": [[[500000, 3e6], [500100, 3e6], [500100, 3000100], [500000, 3e6]]]}
+    (tmp_path / "metres.geojson").write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": metres}))
+    with pytest.raises(ValueError, match=r"metres\.geojson is in degrees \(WGS 84\), as far as it says, and has coordinates of 3000100"):
+        read_polygons(tmp_path / "metres.geojson", "EPSG:32645")
+
+
+def test_chips_are_of_eight_bits_and_masks_have_their_size(tmp_path: Path) -> None:
+    for folder in ("img", "msk"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.full((40, 60), 3000, np.uint16)).save(tmp_path / "img" / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif has pixels of more than 8 bits \(Pillow's mode I;16\)"):
+        read_image(tmp_path / "img" / "a.tif")
+    Image.fromarray(MASKS[0]).convert("L").save(tmp_path / "msk" / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg is a JPEG"):
+        read_mask(tmp_path / "msk" / "a.jpg")
+    assert pair_chips(tmp_path / "img", tmp_path / "msk") == [(tmp_path / "img" / "a.tif", tmp_path / "msk" / "a.jpg")]
+    Image.fromarray(MASKS[0, :30]).save(tmp_path / "msk" / "a.jpg", "PNG")
+    with pytest.raises(ValueError, match=r"a\.jpg is not of the size of its picture .*a\.tif: \(40, 60\), got \(30, 60\)"):
+        pair_chips(tmp_path / "img", tmp_path / "msk")
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png: a ring is a list of \(x, y\), got \[\[1, 2, 3\]\]"):
+        draw_masks([[[[1, 2, 3]]]], tmp_path / "b.png")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from rasterio.features import shapes
 from shapely import Geometry
 
 from geopixel.demo import CLASSES
+from geopixel.labels import read_vector, solid
 from geopixel.raster import read_scenes
 from geopixel.search import find_scenes
 from geopixel.tiling import choose_grid, project_area
 
 LONLAT = "EPSG:4326"
-POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 RENDERED = {"tree": "trees"}
 """What patches of a class of the rendered scenes are, where they are not single objects of it."""
 SMALLEST_RENDERED = 12
@@ -63,24 +63,19 @@ def read_labels(named: Sequence[tuple[str | None, Path]], column: str, warn: Cal
 
 
 def _read_table(path: Path, category: str | None, column: str, warn: Callable[[str], None]) -> gpd.GeoDataFrame:
-    try:
-        table = gpd.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else gpd.read_file(path)
-    except Exception as error:  # pyogrio and pyarrow have kinds of their own
-        raise ValueError(f"labels {path} cannot be read: {str(error).strip().splitlines()[0]}") from error
-    if table.crs is None:
-        raise ValueError(f"labels {path} name no coordinate reference system")
+    table = read_vector(path)
     if category is None and column not in table.columns:
         known = ", ".join(str(name) for name in table.columns if name != table.geometry.name) or "none"
         raise ValueError(f"labels {path} have no column {column!r} with classes, only {known}: name one with --class-column, or the class as CLASS=FILE")
     classes = [category] * len(table) if category is not None else table[column].tolist()
     names = [" ".join(str(name).replace("_", " ").casefold().split()) if isinstance(name, str) else "" for name in classes]
-    outlines = shapely.make_valid(np.asarray(shapely.force_2d(table.geometry.to_numpy())), method="structure", keep_collapsed=False)
-    solid = np.isin(shapely.get_type_id(outlines), POLYGONS) & (shapely.area(outlines) > 0)
-    keep = solid & np.array([bool(name) for name in names], bool)
+    outlines = solid(table.geometry.to_numpy())
+    there = ~shapely.is_missing(outlines)
+    keep = there & np.array([bool(name) for name in names], bool)
     if not keep.any():
         raise ValueError(f"labels {path} hold no polygon with a class, of {len(table)} features")
     if not keep.all():
-        warn(f"labels {path}: left out {int((~solid).sum())} that are no polygons and {int((solid & ~keep).sum())} without a class")
+        warn(f"labels {path}: left out {int((~there).sum())} that are no polygons and {int((there & ~keep).sum())} without a class")
     return gpd.GeoDataFrame({"category": np.array(names, object)[keep]}, geometry=outlines[keep], crs=table.crs)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
+from geopixel.labels import check_size, decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
 
 SEG = "[SEG]"
 
@@ -76,14 +76,15 @@ def read_refsegrs(folder: Path, split: str) -> list[Referring]:
         name, _, expression = line.strip().partition(" ")
         if not expression.strip():
             raise ValueError(f"{path}, line {number}: wanted '<id> <expression>', got {line!r}")
-        truth = partial(read_mask, present(folder / "masks" / f"{name}.tif"))
-        samples.append(Referring(present(folder / "images" / f"{name}.tif"), expression.strip(), truth))
+        image, mask = (present(folder / kind / f"{name}.tif") for kind in ("images", "masks"))
+        check_size(mask, image)
+        samples.append(Referring(image, expression.strip(), partial(read_mask, mask)))
     return some(samples, f"{path} holds no expression")
 
 
 def read_chips(images: Path, masks: Path, prompt: str) -> list[Referring]:
     """Pictures and the masks of the same name (whatever their suffix) that are not 0 where the prompt is. Raises ValueError where a picture has
-    no mask, or there is none."""
+    no mask of its size, or there is none."""
     return [Referring(path, prompt, partial(read_mask, mask)) for path, mask in pair_chips(images, masks)]
 
 
@@ -91,7 +92,10 @@ def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
     """The descriptions of a split (train, test) of GeoPixelD (MBZUAI/GeoPixelD): every <split>/*.json holds gcg_description and polygons, for
     each [SEG] a list of rings of (x, y) in pixels, and names its picture, img, which lies beside it. Samples of jobs/annotate.py hold COCO run
     lengths instead, as segmentation. Raises ValueError where that is not so."""
-    directory = present(folder / split)
+    directory = folder / split
+    if not directory.is_dir():
+        there = sorted(path.name for path in present(folder).iterdir() if any(path.glob("*.json")))
+        raise ValueError(f"{directory} is not there: {folder} has {' and '.join(there) or 'no split'}")
     samples = []
     for path in sorted(directory.glob("*.json")):
         annotation = read_json(path)
@@ -100,6 +104,8 @@ def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
             objects = annotation["segmentation"] if "segmentation" in annotation else annotation["polygons"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation of GeoPixelD: it lacks {error}") from error
+        if not (isinstance(image, str) and isinstance(description, str) and isinstance(objects, list)):
+            raise ValueError(f"{path} is not an annotation of GeoPixelD: img and gcg_description are texts, and polygons a list")
         if len(objects) != description.count(SEG):
             raise ValueError(f"{path}: every {SEG} has one mask, got {len(objects)} masks for {description.count(SEG)}")
         read = _decode_masks if "segmentation" in annotation else draw_masks

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from geopixel.evaluation.datasets import Grounded, caption_of, phrases_of
 from geopixel.labels import optional, read_image
@@ -49,8 +52,7 @@ class Description:
         phrases = phrases_of(text)
         if len(phrases) != len(masks):
             raise ValueError(f"every [SEG] has one mask, got {len(masks)} for {len(phrases)} in {text[:60]!r}")
-        encode = optional("pycocotools.mask").encode
-        return cls(caption_of(text), phrases, [encode(np.asfortranarray(mask, np.uint8)) for mask in masks])
+        return cls(caption_of(text), phrases, [run_lengths.encode(np.asfortranarray(mask, np.uint8)) for mask in masks])
 
 
 Pair = tuple[Description, Description]
@@ -79,16 +81,15 @@ def average_precision(pairs: Sequence[Pair]) -> float:
     true = [_annotation(i, mask) for i, (_, one) in enumerate(pairs) for mask in one.masks]
     if not (found and true):
         return 0.0
-    coco, evaluator = optional("pycocotools.coco"), optional("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco.COCO()
+        truth = COCO()
         truth.dataset = {
             "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(map(_size, pairs))],
             "annotations": [annotation | {"id": i} for i, annotation in enumerate(true, start=1)],
             "categories": [{"id": _CATEGORY}],
         }
         truth.createIndex()
-        evaluation = evaluator.COCOeval(truth, truth.loadRes(found), "segm")
+        evaluation = COCOeval(truth, truth.loadRes(found), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -99,7 +100,7 @@ def mask_ious(found: Description, true: Description) -> np.ndarray:
     """(found masks, true masks) float64."""
     if not (found.masks and true.masks):
         return np.zeros((len(found.masks), len(true.masks)))
-    return np.asarray(optional("pycocotools.mask").iou(found.masks, true.masks, [0] * len(true.masks)))
+    return np.asarray(run_lengths.iou(found.masks, true.masks, [0] * len(true.masks)))
 
 
 def pair_mean_iou(ious: np.ndarray) -> float:
@@ -196,9 +197,8 @@ def word_embedder() -> Embed:
 
 def evaluate_grounded(model: GeoPixel, samples: Sequence[Grounded], embed: Embed, done: Callable[[int], None]) -> dict[str, float | None]:
     """grounded_scores of a model, and how many `pictures` they are of. done: called with how many are described."""
-    optional("pycocotools.mask")  # what is missing is said before the work, not after
     if has_java():
-        optional("pycocoevalcap.cider.cider")
+        optional("pycocoevalcap.cider.cider")  # what is missing is said before the work, not after
     else:
         logger.warning(NO_JAVA)
     pairs = list(describe_pictures(model, samples, done))
@@ -216,8 +216,7 @@ def describe_pictures(model: GeoPixel, samples: Sequence[Grounded], done: Callab
 
 
 def _annotation(image: int, mask: dict[str, Any]) -> dict[str, Any]:
-    area = float(optional("pycocotools.mask").area(mask))
-    return {"image_id": image, "category_id": _CATEGORY, "segmentation": mask, "area": area, "iscrowd": 0}
+    return {"image_id": image, "category_id": _CATEGORY, "segmentation": mask, "area": float(run_lengths.area(mask)), "iscrowd": 0}
 
 
 def _size(pair: Pair) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def evaluate_map(folder: Folder, prompt: str, truth: Truth, *, seed: int = 0) ->
     IoU, pixel_precision, pixel_recall: of the published mask; ground without an answer counts as not found, `answered` is the share that has
     one. precision, recall, F1: of objects, see match_objects. area_error: found area over true area, less 1. interval95: see block_bootstrap.
     thresholds, best_threshold, best_IoU: see threshold_curve. calibration, ECE: see calibration. Raises ValueError where the prompt is none of
-    the run's, the truth lies elsewhere, or the folder holds no finished run.
+    the run's, the truth is known of no pixel of it, or the folder holds no finished run.
     """
     run = _load_finished(folder)
     if prompt not in run.request.prompts:
@@ -53,6 +53,8 @@ def evaluate_map(folder: Folder, prompt: str, truth: Truth, *, seed: int = 0) ->
         raise ValueError(f"the truth lies outside the area of the run {folder.url}")
     squares = Squares.over(region)
     histogram = count_pixels(folder, run.grid, run.request.prompts.index(prompt), truth.polygons, region, squares)
+    if not histogram.any():
+        raise ValueError(f"the truth is known of no pixel of the run, which are {run.grid.resolution} wide: its window is too small")
     found, true = (_clip(polygons, region, run.grid.resolution) for polygons in (_read_features(folder, run, prompt), truth.polygons))
     matched = match_objects(found, true)
     counts = np.column_stack([
@@ -60,7 +62,8 @@ def evaluate_map(folder: Folder, prompt: str, truth: Truth, *, seed: int = 0) ->
         histogram[:, :, 1].sum(axis=(1, 2)),
         histogram[:, 1].sum(axis=(1, 2)),
         *(squares.count(polygons, chosen) for polygons, flags in ((found, matched[0]), (true, matched[1])) for chosen in (flags, np.ones(len(flags), bool))),
-    ])[histogram.any(axis=(1, 2, 3))]
+    ])
+    counts = counts[histogram.any(axis=(1, 2, 3)) | counts.any(axis=1)]
     total = dict(zip(_COLUMNS, counts.sum(axis=0).tolist(), strict=True))
     pixel_m2 = run.grid.resolution**2 * _ground_scale(region, run.grid.crs)
     by_level = histogram.sum(axis=(0, 2))
@@ -126,9 +129,9 @@ class Squares:
         return row * self.columns + column
 
     def count(self, polygons: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """(squares,) how many of the chosen polygons have their centroid in each."""
-        centre = shapely.centroid(polygons[chosen])
-        return np.bincount(self.at(shapely.get_x(centre), shapely.get_y(centre)), minlength=len(self))
+        """(squares,) how many of the chosen polygons there are in each, by a point on each polygon: a centroid may lie beside its own."""
+        within = shapely.point_on_surface(polygons[chosen])
+        return np.bincount(self.at(shapely.get_x(within), shapely.get_y(within)), minlength=len(self))
 
 
 def count_pixels(folder: Folder, grid: Grid, prompt: int, polygons: np.ndarray, region: Geometry, squares: Squares) -> np.ndarray:
@@ -262,6 +265,8 @@ def _windows(shape: tuple[int, int], affine: Affine, region: Geometry) -> Iterat
 def _read_features(folder: Folder, run: Run, prompt: str) -> np.ndarray:
     """The outlines of a prompt in the CRS of the grid, from one file or a folder of parts."""
     paths = [features.FEATURES] if folder.exists(features.FEATURES) else [p for p in folder.list(features.FEATURES) if p.endswith(".parquet")]
+    if not paths:
+        raise ValueError(f"{folder.url} holds no {features.FEATURES}: the run is not whole")
     table = pd.concat([gpd.read_parquet(BytesIO(folder.get(path)), columns=["prompt", "geometry"]) for path in paths])
     return np.asarray(table[table["prompt"] == prompt].to_crs(run.grid.crs).geometry)
 

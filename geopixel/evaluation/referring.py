@@ -79,6 +79,10 @@ def answer_expressions(model: GeoPixel, samples: Sequence[Referring], done: Call
         rows = model.segment([read_image(path) for path, _ in batch], asked)
         for (_, group), row in zip(batch, rows, strict=True):
             for sample, answer in zip(group, row, strict=True):
-                yield Overlap.of(np.any(answer.masks > 0.5, axis=0, keepdims=True)[0], sample.truth())
+                try:
+                    overlap = Overlap.of(np.any(answer.masks > 0.5, axis=0, keepdims=True)[0], sample.truth())
+                except ValueError as error:
+                    raise ValueError(f"{sample.image}: {error}") from error
+                yield overlap
                 answered += 1
         done(answered)

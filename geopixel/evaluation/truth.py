@@ -34,8 +34,11 @@ class Truth:
 
 def read_truth(labels: Path, window: Path | None, run: Run) -> Truth:
     """Polygons of a vector file (GeoParquet, GeoJSON, GeoPackage ...), complete in those of window, or everywhere without one; features of other
-    kinds (points, lines) are left out. Raises ValueError for a file that cannot be read, holds no polygon or names no CRS."""
+    kinds (points, lines) are left out. Raises ValueError as read_polygons does, and without a window where no polygon lies in the run's area: labels
+    of another place would make any map a bad one."""
     polygons = read_polygons(labels, run.grid.crs)
+    if window is None and not shapely.intersects(run.area, polygons).any():
+        raise ValueError(f"no polygon of {labels} lies in the area of the run: where that is right, say with a window where the labels are complete")
     return Truth(polygons, shapely.union_all(read_polygons(window, run.grid.crs)) if window else run.area)
 
 

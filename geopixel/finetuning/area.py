@@ -21,7 +21,7 @@ from rasterio.features import rasterize
 from shapely import Geometry
 
 from geopixel.finetuning.samples import class_turn
-from geopixel.labels import encode_mask, optional, read_polygons
+from geopixel.labels import encode_mask, read_polygons
 from geopixel.raster import read_scenes, scenes_near
 from geopixel.search import search_catalog
 from geopixel.tiling import choose_grid, project_area
@@ -133,7 +133,6 @@ def cut_area(
     area: EPSG:4326. labels: polygons of what the prompt names, complete within those of window (the whole area without one). search: as
     search_catalog wants it. Raises ValueError and what search_catalog and read_scenes raise.
     """
-    optional("pycocotools.mask", "finetune")
     scenes = search_catalog(catalog, area, **search).scenes
     grid = choose_grid(scenes, crs, resolution)
     known = project_area(area, grid.crs)

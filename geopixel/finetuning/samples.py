@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from geopixel.labels import decode_mask, draw_masks, optional, pair_chips, present, read_image, read_json, read_mask, some
+from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.supervision import Sample, conversation, make_sample
@@ -63,7 +63,6 @@ def _lesson(entry: Any, name: str, folder: Path) -> Lesson:
     wanted = sum(answer.count(SEG) for _, answer in turns)
     masks: Callable[[], np.ndarray]
     if "segmentation" in entry:
-        optional("pycocotools.mask", "finetune")  # what is missing is said before the work, not after
         segmentations = entry["segmentation"]
         found, masks = len(segmentations), partial(_decode_masks, segmentations, image)
     elif "polygons" in entry:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from geopixel.evaluation.datasets import (
     caption_of,
@@ -23,8 +24,6 @@ from geopixel.evaluation.datasets import (
     read_rrsisd,
 )
 from geopixel.labels import read_image
-
-coco = pytest.importorskip("pycocotools.mask", reason="the extra `evaluate` is not installed")
 
 RNG = np.random.default_rng(5)
 MASKS = RNG.random((3, 40, 60)) < 0.4

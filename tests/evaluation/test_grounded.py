@@ -28,7 +28,6 @@ from geopixel.evaluation.grounded import (
     word_embedder,
 )
 
-pytest.importorskip("pycocotools", reason="the extra `evaluate` is not installed")
 pytest.importorskip("pycocoevalcap", reason="the extra `evaluate` is not installed")
 
 

@@ -77,6 +77,11 @@ def test_chips_are_scored_by_the_bundled_model(tmp_path: Path, monkeypatch: pyte
 
 REFUSALS = {
     "no run": (["--run", "nowhere"], "holds no finished run"),
+    "an empty name": (["--run", ""], "holds no finished run"),
+    "masks of a run": (["--run", "SERIAL", "--masks", "."], "--run is a finished map: leave out --masks"),
+    "labels of chips": (["--images", ".", "--labels", "a.geojson"], "leave out --labels"),
+    "prompt of a data set": (["--dataset", "refsegrs", ".", "--prompt", "tree"], "leave out --prompt"),
+    "no split": (["--dataset", "geopixeld", "."], "has no split"),
     "labels of what": (["--run", "SERIAL", "--labels", "a.geojson"], "say which with --prompt"),
     "no labels": (["--run", "SERIAL", "--labels", "a.geojson", "--prompt", "water"], "a.geojson cannot be read"),
     "window alone": (["--run", "SERIAL", "--window", "a.geojson"], "give both"),

@@ -115,6 +115,21 @@ def test_only_the_window_counts_and_ground_without_an_answer_is_not_found(serial
         assert point["recall"] == pytest.approx((chosen & there[inside]).sum() / there.sum(), abs=1e-12)
 
 
+def test_objects_of_windows_apart_are_all_counted(serial: Path) -> None:
+    """Two windows on a lake: the centroid of what they leave of it lies between them, where nothing is known."""
+    folder = Folder(str(serial))
+    run = load_run(folder)
+    lakes = gpd.read_parquet(serial / "features.parquet").query("prompt == 'water'").to_crs(run.grid.crs).geometry.to_numpy()
+    lake = lakes[shapely.area(lakes).argmax()]
+    left, bottom, right, top = lake.bounds
+    known = shapely.union_all([shapely.box(left, bottom, 0.7 * left + 0.3 * right, top), shapely.box(0.3 * left + 0.7 * right, bottom, right, top)])
+    assert not shapely.intersects(shapely.centroid(shapely.intersection(lake, known)), known)
+    scores = evaluate_map(folder, "water", Truth(lakes, known))
+    there = shapely.area(shapely.intersection(lakes, known)) >= run.grid.resolution**2 / 2
+    assert scores["objects_found"] == scores["objects_true"] == scores["objects_matched"] == there.sum() > 0
+    assert scores["F1"] == 1
+
+
 def test_every_pixel_of_a_region_is_counted_once_in_the_square_it_lies_in(serial: Path) -> None:
     folder, data = Folder(str(serial)), rasters(serial)
     run = load_run(folder)
@@ -259,6 +274,11 @@ def test_what_cannot_be_compared_is_said(serial: Path, tmp_path: Path) -> None:
         read_truth(tmp_path / "nowhere.gpkg", None, run)
     with pytest.raises(ValueError, match=r"points\.gpkg holds no polygon"):
         read_truth(as_file([shapely.Point(0, 0)], tmp_path / "points.gpkg"), None, run)
+    with pytest.raises(ValueError, match=r"no polygon of .*far\.gpkg lies in the area of the run"):
+        read_truth(far, None, run)
+    assert len(read_truth(far, as_file([run.area], tmp_path / "here.gpkg"), run).polygons) == 1  # nothing is there, and known to be
+    with pytest.raises(ValueError, match="known of no pixel of the run, which are 0.5 wide"):
+        evaluate_map(folder, "water", Truth(np.array([run.area]), run.area.centroid.buffer(0.01)))
     gpd.GeoDataFrame(geometry=[run.area]).to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(ValueError, match=r"bare\.parquet names no coordinate reference system"):
         read_truth(tmp_path / "bare.parquet", None, run)

@@ -93,7 +93,6 @@ def labels(raster: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_chips_of_rendered_scenes_show_what_is_there(catalog: Path, raster: Path, labels: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pycocotools.mask", reason="the extra `finetune` is not installed")
     area = gpd.read_file(labels / "window.geojson").to_crs("EPSG:4326").geometry[0].buffer(0.001)
     options = {"window": labels / "window.geojson", "size": 128, "share": 0.25}
     cut_area(tmp_path / "data", str(catalog), area, labels / "buildings.parquet", "building", **options)  # type: ignore[arg-type]
