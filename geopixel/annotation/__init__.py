@@ -100,7 +100,7 @@ def _annotate_chip(place: Place, chip: Chip, wanted: Wanted, kept: set[Place], c
 def review_samples(folder: Path, out: Path, progress: Progress) -> dict[str, int]:
     """Writes the samples of a folder anew, with the texts of its review.jsonl: all of it or nothing. Returns how much there is of what.
 
-    Raises ValueError, naming the sample, for a text that lacks a [SEG], or whose phrase means other objects than those of its mask and is not by hand.
+    Raises ValueError, naming every sample, for texts that lack a [SEG], or whose phrase or question means other objects than its mask and is not by hand.
     """
     check_new(out)
     reviews, chips = read_review(folder / REVIEW), list(read_samples(folder))
@@ -108,9 +108,15 @@ def review_samples(folder: Path, out: Path, progress: Progress) -> dict[str, int
     if strange := sorted(reviews.keys() - names):
         raise ValueError(f"{REVIEW} has lines of samples that {folder} does not hold: {', '.join(strange[:3])}")
     reviewed: list[Annotated] = []
+    wrong: list[str] = []
     for done, chip in enumerate(chips, start=1):
-        reviewed.append(apply_review(chip, reviews))
+        try:
+            reviewed.append(apply_review(chip, reviews))
+        except ValueError as error:
+            wrong.append(str(error))
         progress("review", done, len(chips))
+    if wrong:
+        raise ValueError("; ".join(wrong))
     counts = count_samples(reviewed)
     counts["phrases by hand"] = sum(len(each) for chip in reviewed for each in chip.by_hand.values())
     write_samples(out, reviewed, lambda: {"reviewed": str(folder), "counts": dict(counts)}, len(reviewed))

@@ -11,7 +11,7 @@ import numpy as np
 
 from geopixel.annotation.expressions import Expression, groups_of, refer_to, true_atoms, whole_class
 from geopixel.annotation.objects import SPECK, Frame
-from geopixel.annotation.references import Atom
+from geopixel.annotation.references import Atom, meant
 from geopixel.annotation.wordings import COLOUR_WORDS, MASS_WORDS, NEAR_WORDS, PLACE_WORDS, SIDE_WORDS, SIZE_WORDS, landmark, noun_of, pick, word
 
 Level = Literal["scene", "object", "group"]
@@ -112,13 +112,18 @@ def describe(frame: Frame, rng: np.random.Generator, objects: int, groups: int) 
     """The samples of a picture: a description of all of it, which speaks of at most so many objects and groups, then a question for each of at most
     so many single objects and groups. Nothing where the picture shows nothing that can be told."""
     classes = sorted(dict.fromkeys(frame.categories.tolist()), key=lambda name: (-frame.mask(frame.of(name)).sum(), name))
-    classes = [name for name in classes if (frame.area[frame.of(name)] >= SPECK).any()][:MOST_CLASSES]
+    classes = [name for name in classes if (frame.area[frame.of(name)] >= SPECK).any() and _clear(frame, whole_class(frame, name))][:MOST_CLASSES]
     if not classes:
         return []
     sets = [group for name in classes for group in groups_of(frame, name)]
     samples = [_scene(_Writer(frame, rng), classes, list(_single(frame, rng, objects)), _draw(sets, groups, rng))]
     samples += [_question(_Writer(frame, rng), "object", each) for each in _single(frame, rng, objects)]
     return samples + [_question(_Writer(frame, rng), "group", each) for each in _draw(sets, groups, rng)]
+
+
+def _clear(frame: Frame, expression: Expression) -> bool:
+    """Not where "the vehicles" would mean cars too, which are a class of their own."""
+    return meant(frame, expression.reference) == expression.members
 
 
 def _single(frame: Frame, rng: np.random.Generator, wanted: int) -> Iterable[Expression]:
@@ -146,7 +151,8 @@ def _worth(group: Expression) -> float:
 
 
 def _question(writer: _Writer, level: Level, expression: Expression) -> Sample:
-    questions, answers = (OBJECT_QUESTIONS, OBJECT_ANSWERS) if level == "object" else (GROUP_QUESTIONS, GROUP_ANSWERS)
+    several = expression.reference.form == "all"  # a row of buildings is one row
+    questions, answers = (GROUP_QUESTIONS, GROUP_ANSWERS) if several else (OBJECT_QUESTIONS, OBJECT_ANSWERS)
     words = writer.words(expression)
     asked = pick(writer.rng, questions).format(words)
     if "the image" in words:
@@ -182,7 +188,7 @@ def _overview(writer: _Writer, classes: Sequence[str]) -> str:
 def _introduced(writer: _Writer, expression: Expression) -> str:
     """The first time that a class is named: "twelve buildings", "a road", "buildings", "water"."""
     reference, rng = expression.reference, writer.rng
-    noun = noun_of(reference.category)
+    noun = noun_of(reference.category, alone(writer.frame))
     if reference.form == "one":
         text = pick(rng, noun.one)
         return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
@@ -250,7 +256,7 @@ def _fact(atom: Atom, roofed: bool, single: dict[str, bool], rng: np.random.Gene
     if atom.kind == "place":
         return f"{pick(rng, ('lies', 'is'))} {pick(rng, PLACE_WORDS[atom.value])}"
     side, _, other = atom.value.partition(" ") if atom.kind == "side" else ("", "", atom.value)
-    return f"{pick(rng, ('lies', 'is'))} {pick(rng, SIDE_WORDS[side] if side else NEAR_WORDS).format(pick(rng, landmark(other, single[other])))}"
+    return f"{pick(rng, ('lies', 'is'))} {pick(rng, SIDE_WORDS[side] if side else NEAR_WORDS).format(pick(rng, landmark(other, single)))}"
 
 
 def _group_sentence(writer: _Writer, expression: Expression, turn: int) -> str:

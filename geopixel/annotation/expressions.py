@@ -13,7 +13,7 @@ from geopixel.annotation.colours import COLOURS
 from geopixel.annotation.groups import find_clusters, find_rows
 from geopixel.annotation.objects import SPECK, Frame
 from geopixel.annotation.references import EDGES, FEWEST, MOST, NO, PLACES, SIDES, SUPERLATIVES, YES, Atom, Form, Kind, Reference, judge, judge_atom, meant
-from geopixel.annotation.wordings import noun_of
+from geopixel.annotation.wordings import SIZE_WORDS, noun_of
 
 MOST_ATOMS = 3
 """Things that one expression says besides the class."""
@@ -67,7 +67,8 @@ def possible_atoms(frame: Frame, category: str, *, single: bool) -> Iterator[Ato
     """What might be said of objects of a class in this frame. single: of one, which may be the largest or lie left of a landmark."""
     noun, members = noun_of(category), frame.of(category)
     others = [str(name) for name in dict.fromkeys(frame.categories.tolist()) if name != category]
-    if not noun.mass and len(members) >= FEWEST:
+    sized = {text for texts in SIZE_WORDS.values() for text in texts} & set(category.split())  # there are small ones among "large vehicles"
+    if not noun.mass and len(members) >= FEWEST and not sized:
         yield from (Atom("size", size) for size in ("large", "small"))
     if noun.coloured:
         yield from (Atom("colour", colour) for colour in COLOURS)

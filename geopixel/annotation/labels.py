@@ -13,6 +13,7 @@ import shapely
 from rasterio.features import shapes
 from shapely import Geometry
 
+from geopixel.annotation.wordings import singular
 from geopixel.demo import CLASSES
 from geopixel.labels import read_vector, solid
 from geopixel.raster import read_scenes
@@ -48,7 +49,8 @@ class Labels:
 def read_labels(named: Sequence[tuple[str | None, Path]], column: str, warn: Callable[[str], None]) -> Labels:
     """The polygons of vector files (GeoParquet, GeoJSON, GeoPackage ...), each with the class that all of it has, or None: the class is in column.
 
-    Lines, points and objects without a class are left out, and so is what is there twice; warn is called with a line for each such file.
+    A class whose name is a plural has the singular of it. Lines, points and objects without a class are left out, and so is what is there twice;
+    warn is called with a line for each of these.
     Raises ValueError for a file that cannot be read, names no CRS, lacks the column or holds no polygon with a class.
     """
     tables = [_read_table(path, category, column, warn) for category, path in named]
@@ -69,6 +71,10 @@ def _read_table(path: Path, category: str | None, column: str, warn: Callable[[s
         raise ValueError(f"labels {path} have no column {column!r} with classes, only {known}: name one with --class-column, or the class as CLASS=FILE")
     classes = [category] * len(table) if category is not None else table[column].tolist()
     names = [" ".join(str(name).replace("_", " ").casefold().split()) if isinstance(name, str) else "" for name in classes]
+    for name in dict.fromkeys(names):
+        if singular(name) != name:
+            warn(f"labels {path}: objects of class {name!r} are called {singular(name)!r}")
+    names = list(map(singular, names))
     outlines = solid(table.geometry.to_numpy())
     there = ~shapely.is_missing(outlines)
     keep = there & np.array([bool(name) for name in names], bool)

@@ -48,6 +48,8 @@ APART = 0.05
 """Share of the frame by which the leftmost is left of any other."""
 BESIDE = 0.8
 """Share of the rows (or columns) of an object at which a landmark lies beside it."""
+KINDS = {"vehicle": ("car", "truck", "bus", "van"), "vegetation": ("tree", "trees")}
+"""Classes that are another one too, besides those whose names say so: a swimming pool is a pool."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,11 +115,12 @@ def judge(frame: Frame, reference: Reference) -> np.ndarray:
 
 
 def _of_category(frame: Frame, category: str, specks: bool) -> np.ndarray:
-    """(n,) int8 whether objects are of a category. specks: those that nobody can tell are counted in."""
+    """(n,) int8 whether objects are of a category; those of a class that is a kind of it may be meant. specks: those that nobody can tell are counted in."""
     key = ("category", category, specks)
     if key not in frame.memory:
         same = frame.categories == category
-        frame.memory[key] = np.where(same & (specks | (frame.area >= SPECK)), YES, np.where(same, MAYBE, NO)).astype(np.int8)
+        kinds = np.array([str(name).endswith(f" {category}") or name in KINDS.get(category, ()) for name in frame.categories], bool)
+        frame.memory[key] = np.where(same & (specks | (frame.area >= SPECK)), YES, np.where(same | kinds, MAYBE, NO)).astype(np.int8)
     return np.asarray(frame.memory[key])
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from geopixel.annotation.descriptions import SEG, Phrase, Sample
 from geopixel.annotation.marks import draw_marks
 from geopixel.annotation.objects import Frame
 from geopixel.annotation.page import PHRASE
-from geopixel.annotation.references import meant
+from geopixel.annotation.references import Reference, meant
 from geopixel.annotation.samples import REVIEW, Annotated, read_samples
 from geopixel.annotation.wordings import parse
 
@@ -32,24 +34,33 @@ class Captioner(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config={"strict": True})
 class Reviewed:
     """A line of review.jsonl: what a sample says from now on."""
 
     id: str
     question: str
     answer: str
-    by_hand: tuple[int, ...]
-    """Phrases, counted from 1, that a person vouches for: they are not held against the objects."""
+    by_hand: tuple[int, ...] = ()
+    """Phrases, counted from 1, that a person vouches for, 0 for the question: they are not held against the objects."""
+
+
+_LINE = TypeAdapter(Reviewed)
 
 
 def complaints(frame: Frame, sample: Sample, by_hand: Sequence[int] = ()) -> list[str]:
-    """What is wrong with a sample, in words; empty where each of its phrases, read anew from the text, means its objects and no others."""
+    """What is wrong with a sample, in words; empty where each of its phrases, and what a question for objects asks for, read anew from the text, means
+    its objects and no others."""
     texts = phrases_of(sample.answer)
-    if sample.answer.count(SEG) != len(sample.phrases) or len(texts) != len(sample.phrases):
-        return [f"it has {len(sample.phrases)} masks and needs as many phrases <p>...</p> {SEG}, got {len(texts)} phrases and {sample.answer.count(SEG)} {SEG}"]
+    if not sample.answer.count(SEG) == sample.answer.count("<p>") == sample.answer.count("</p>") == len(texts) == len(sample.phrases):
+        return [
+            f"it has {len(sample.phrases)} masks and needs as many phrases <p>...</p> {SEG} and nothing else in <p> or {SEG}, got {len(texts)} phrases, "
+            f"{sample.answer.count('<p>')} <p> and {sample.answer.count(SEG)} {SEG}"
+        ]
+    if strange := sorted(set(by_hand) - set(range(len(texts) + 1))):
+        return [f"it has no phrase {strange[0]} to vouch for in by_hand: phrases are 1 to {len(texts)}, and 0 is the question"]
     categories = [str(name) for name in dict.fromkeys(frame.categories.tolist())]
-    found = []
+    found = [] if 0 in by_hand else list(_question_complaints(frame, sample, categories))
     for number, (text, phrase) in enumerate(zip(texts, sample.phrases, strict=True), start=1):
         if number in by_hand:
             continue
@@ -60,6 +71,29 @@ def complaints(frame: Frame, sample: Sample, by_hand: Sequence[int] = ()) -> lis
             fits = "no object alone" if objects is None else f"objects {sorted(objects)}"
             found.append(f"phrase {number}, {text!r}, means {fits}, not {sorted(phrase.members)}: say it otherwise, or add {number} to by_hand")
     return found
+
+
+def _question_complaints(frame: Frame, sample: Sample, categories: Sequence[str]) -> Iterator[str]:
+    if not sample.question.strip() or SEG in sample.question or "<p>" in sample.question:
+        yield f"its question is to be a text without <p> and {SEG}, got {sample.question!r}"
+    if sample.level == "scene":
+        return
+    objects = sample.phrases[0].members
+    asked = list(_asked_for(sample.question, categories))
+    if not asked or any(meant(frame, reference) != objects for reference in asked):
+        wrong = f"asks for other objects than {sorted(objects)}" if asked else "cannot be checked"
+        yield f"its question, {sample.question!r}, {wrong}: say it otherwise, or add 0 to by_hand"
+
+
+def _asked_for(question: str, categories: Sequence[str]) -> Iterator[Reference]:
+    """All that a question refers to: from the left, the longest runs of words that can be read."""
+    words = re.sub(r"[?!.:;]", " ", question).split()
+    start = 0
+    while start < len(words):
+        read = ((end, parse(" ".join(words[start:end]), categories)) for end in range(len(words), start, -1))
+        start, reference = next(((end, reference) for end, reference in read if reference is not None), (start + 1, None))
+        if reference is not None:
+            yield reference
 
 
 def phrases_of(answer: str) -> list[str]:
@@ -78,10 +112,11 @@ def read_review(path: Path) -> dict[str, Reviewed]:
         if not line.strip():
             continue
         try:
-            told = json.loads(line)
-            reviewed = Reviewed(str(told["id"]), str(told["question"]), str(told["answer"]), tuple(int(each) for each in told.get("by_hand", ())))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: wanted an object with id, question, answer and by_hand, got {line[:60]!r} ({error})") from error
+            reviewed = _LINE.validate_json(line)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            why = ": ".join([*map(str, wrong["loc"]), wrong["msg"]])
+            raise ValueError(f"{path}, line {number}: wanted an object with id, question, answer and by_hand, got {line[:60]!r} ({why})") from error
         if reviewed.id in found:
             raise ValueError(f"{path}, line {number}: {reviewed.id} is there twice")
         found[reviewed.id] = reviewed
@@ -89,35 +124,50 @@ def read_review(path: Path) -> dict[str, Reviewed]:
 
 
 def apply_review(chip: Annotated, reviews: Mapping[str, Reviewed]) -> Annotated:
-    """The chip with its reviewed texts. Raises ValueError, naming the sample, for one that is missing or does not hold against the objects."""
-    samples, by_hand = [], {}
+    """The chip with its reviewed texts. Raises ValueError, naming the samples, for lines that are missing and texts that do not hold against the objects."""
+    samples, by_hand, wrong = [], {}, []
     for index, sample in enumerate(chip.samples):
         name = chip.name(index)
-        if name not in reviews:
-            raise ValueError(f"{REVIEW} has no line of sample {name}")
-        review = reviews[name]
+        review = _line_of(reviews, name)
         draft = replace(sample, question=review.question, answer=review.answer)
-        if wrong := complaints(chip.frame, draft, review.by_hand):
-            raise ValueError(f"sample {name}: {wrong[0]}")
+        if found := complaints(chip.frame, draft, review.by_hand):
+            wrong.append(f"sample {name}: {', and '.join(found)}")
+            continue
         phrases = tuple(Phrase(text, phrase.members) for text, phrase in zip(phrases_of(review.answer), sample.phrases, strict=True))
         samples.append(replace(draft, phrases=phrases))
-        by_hand[index] = review.by_hand
+        by_hand[index] = tuple(sorted(set(review.by_hand)))
+    if wrong:
+        raise ValueError("; ".join(wrong))
     return replace(chip, samples=tuple(samples), by_hand=by_hand)
 
 
+def _line_of(reviews: Mapping[str, Reviewed], name: str) -> Reviewed:
+    if name not in reviews:
+        raise ValueError(f"{REVIEW} has no line of sample {name}")
+    return reviews[name]
+
+
 def rewrite(folder: Path, captioner: Captioner) -> tuple[int, int]:
-    """Lets a captioner write anew every text of a folder of samples, into its review.jsonl. A text that does not hold against the objects is not
-    taken: the draft stays. Returns how many texts were taken, and how many not."""
+    """Lets a captioner write anew every text of a folder of samples, as its review.jsonl has them now, into that file. A text that does not hold
+    against the objects is not taken: the draft stays; and so do all that a person vouches for. Returns how many texts were taken, and how many not.
+    What was taken before a captioner raises is kept."""
     reviews, taken, refused = read_review(folder / REVIEW), 0, 0
-    for chip in read_samples(folder):
-        for index, sample in enumerate(chip.samples):
-            marks = draw_marks(chip.frame.rgb, [chip.frame.mask(phrase.members) for phrase in sample.phrases])
-            answer = re.sub(r"\s+", " ", captioner.caption(chip.frame.rgb, marks, sample.answer)).strip()
-            if complaints(chip.frame, replace(sample, answer=answer)):
-                refused += 1
-                continue
-            reviews[chip.name(index)] = replace(reviews[chip.name(index)], answer=answer)
-            taken += 1
-    lines = [{"id": each.id, "question": each.question, "answer": each.answer, "by_hand": list(each.by_hand)} for each in reviews.values()]
-    (folder / REVIEW).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    try:
+        for chip in read_samples(folder):
+            for index, sample in enumerate(chip.samples):
+                review = _line_of(reviews, chip.name(index))
+                if review.by_hand:
+                    continue
+                marks = draw_marks(chip.frame.rgb, [chip.frame.mask(phrase.members) for phrase in sample.phrases])
+                answer = re.sub(r"\s+", " ", captioner.caption(chip.frame.rgb, marks, review.answer)).strip()
+                if complaints(chip.frame, replace(sample, question=review.question, answer=answer)):
+                    refused += 1
+                    continue
+                reviews[review.id] = replace(review, answer=answer)
+                taken += 1
+    finally:
+        path, aside = folder / REVIEW, folder / f"{REVIEW}.new"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        aside.write_text("".join(json.dumps(line | asdict(reviews[line["id"]])) + "\n" for line in lines), encoding="utf-8")
+        aside.replace(path)
     return taken, refused

@@ -90,6 +90,13 @@ class AnnotateSettings(Settings):
     def _catalog_is_a_place(cls, catalog: str | None) -> str | None:
         return None if catalog is None else MapSettings._catalog_is_a_place(catalog)
 
+    @field_validator("out")
+    @classmethod
+    def _out_is_local(cls, out: str) -> str:
+        if "://" in out:
+            raise ValueError(f"samples are written into a folder of this machine, got {out!r}")
+        return out
+
     @field_validator("labels")
     @classmethod
     def _labels_are_files(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -101,8 +108,8 @@ class AnnotateSettings(Settings):
     @model_validator(mode="after")
     def _imagery_and_labels_are_known(self) -> AnnotateSettings:
         if self.review is not None:
-            if self.images or self.catalog or self.labels:
-                raise ValueError("--review takes samples as they are: leave out --images, --catalog and --labels")
+            if others := sorted(self.model_fields_set - {"review", "out", "config"}):
+                raise ValueError(f"--review takes samples as they are: leave out {', '.join('--' + name.replace('_', '-') for name in others)}")
         elif (self.images is None) == (self.catalog is None):
             raise ValueError(f"say where the imagery is with --images FOLDER or --catalog (not both), such as --catalog {DEMO}")
         elif not self.labels and self.catalog != DEMO:

@@ -4,8 +4,8 @@ knowing how they came about. Knows no picture."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, TypeVar
@@ -94,9 +94,13 @@ DETERMINED = ("all of the", "all the", "all", "the", "an", "a", "several", "many
 LINES = {"row": ("row of", "line of"), "cluster": ("cluster of", "group of")}
 
 
-def noun_of(category: str) -> Noun:
-    """What is known of a class, or its name with an English plural."""
-    return NOUNS.get(category) or Noun((category,), (plural(category),))
+def noun_of(category: str, among: Iterable[str] = ()) -> Noun:
+    """What is known of a class, or its name with an English plural; without what is the name of another class among those: a swimming pool is no pool
+    where those are a class of their own."""
+    noun = NOUNS.get(category) or Noun((category,), (plural(category),))
+    others = set(among) - {category}
+    own = [index for index, text in enumerate(noun.one) if text not in others]
+    return replace(noun, one=tuple(noun.one[index] for index in own), several=tuple(noun.several[index] for index in own))
 
 
 def plural(word: str) -> str:
@@ -104,6 +108,16 @@ def plural(word: str) -> str:
     if re.search(r"[^aeiou]y$", word):
         return word[:-1] + "ies"
     return word + ("es" if re.search(r"(s|x|z|ch|sh)$", word) else "s")
+
+
+def singular(word: str) -> str:
+    """What one of a class is called whose name is a plural, by rule; any other name as it is."""
+    known = {noun.several[0]: category for category, noun in NOUNS.items()} | {category: category for category in NOUNS}
+    if word in known or not re.search(r"[^aious]s$", word):  # not grass, bus, tennis
+        return known.get(word, word)
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-2] if re.search(r"(ss|x|z|ch|sh)es$", word) else word[:-1]
 
 
 def number(count: int) -> str:
@@ -119,7 +133,7 @@ def word(reference: Reference, rng: np.random.Generator, alone: Mapping[str, boo
 
     alone: by class, whether the picture shows a single object of it, which is then "the road" and not "a road".
     """
-    noun = noun_of(reference.category)
+    noun = noun_of(reference.category, alone)
     before: list[tuple[int, str]] = []
     after: list[tuple[int, str]] = []
     for atom in reference.atoms:
@@ -160,16 +174,16 @@ def _forms(atom: Atom, noun: Noun, alone: Mapping[str, bool]) -> Iterator[tuple[
     else:
         side, _, other = atom.value.partition(" ") if atom.kind == "side" else ("", "", atom.value)
         templates = SIDE_WORDS[side] if side else NEAR_WORDS if atom.kind == "near" else NEAREST_WORDS
-        for template, name in product(templates, landmark(other, alone.get(other, False))):
+        for template, name in product(templates, landmark(other, alone)):
             yield template.format(name), False
 
 
-def landmark(category: str, alone: bool) -> list[str]:
-    """What a neighbour is called: "the road" where there is one, else "a road"."""
-    noun = noun_of(category)
+def landmark(category: str, alone: Mapping[str, bool]) -> list[str]:
+    """What a neighbour is called: "the road" where there is one, else "a road". alone: see word."""
+    noun = noun_of(category, alone)
     if noun.mass:
         return [f"the {text}" for text in MASS_WORDS[category]]
-    return [f"the {text}" if alone else f"{'an' if text[0] in 'aeiou' else 'a'} {text}" for text in noun.one]
+    return [f"the {text}" if alone.get(category) else f"{'an' if text[0] in 'aeiou' else 'a'} {text}" for text in noun.one]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +201,12 @@ class _Lexicon:
 
 @lru_cache(maxsize=64)
 def _lexicon(categories: tuple[str, ...]) -> _Lexicon:
-    nouns: dict[str, tuple[str, Form]] = {}
-    atoms: dict[str, tuple[Atom, ...]] = {}
+    nouns: list[tuple[str, tuple[str, Form]]] = []
+    atoms: list[tuple[str, tuple[Atom, ...]]] = []
     for category in categories:
-        noun = noun_of(category)
-        nouns.update(dict.fromkeys(noun.one, (category, "one")))
-        nouns.update(dict.fromkeys((*noun.several, *(MASS_WORDS[category] if noun.mass else ())), (category, "all")))
+        noun = noun_of(category, categories)
+        nouns += [(text, (category, "one")) for text in noun.one]
+        nouns += [(text, (category, "all")) for text in (*noun.several, *(MASS_WORDS[category] if noun.mass else ()))]
     known = [Atom("size", value) for value in SIZE_WORDS] + [Atom("most", value) for value in MOST_WORDS]
     known += [Atom("place", value) for value in PLACE_WORDS] + [Atom("edge", value) for value in EDGE_WORDS]
     known += [Atom("colour", value) for value in COLOUR_WORDS]
@@ -200,8 +214,16 @@ def _lexicon(categories: tuple[str, ...]) -> _Lexicon:
     known += [Atom("side", f"{side} {other}") for side in SIDES for other in categories]
     for atom, roofed, alone in product(known, (True, False), (True, False)):
         for text, _ in _forms(atom, Noun((), (), roofed=roofed), dict.fromkeys(categories, alone)):
-            atoms[text] = (atom,)
-    return _Lexicon(nouns, atoms)
+            atoms.append((text, (atom,)))
+    return _Lexicon(_clear(nouns), _clear(atoms))
+
+
+def _clear(said: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """What each text means, without those that mean more than one thing, as "trees" where single ones and patches of them are classes."""
+    meanings: dict[str, set[T]] = {}
+    for text, value in said:
+        meanings.setdefault(text, set()).add(value)
+    return {text: next(iter(values)) for text, values in meanings.items() if len(values) == 1}
 
 
 def parse(phrase: str, categories: Sequence[str]) -> Reference | None:

@@ -100,14 +100,15 @@ def test_validation_takes_whole_blocks_of_ground() -> None:
 
 def test_labels_of_several_files_and_their_refusals(tmp_path: Path) -> None:
     square = shapely.box(85.5, 27.6, 85.6, 27.7)
-    table = gpd.GeoDataFrame({"kind": ["Swimming_Pool", None, "road", "road"]}, geometry=[square, square, square.exterior, square], crs="EPSG:4326")
+    table = gpd.GeoDataFrame({"kind": ["Swimming_Pools", None, "road", "road"]}, geometry=[square, square, square.exterior, square], crs="EPSG:4326")
     table.to_file(tmp_path / "mixed.gpkg")
     table.to_crs(CRS).to_parquet(tmp_path / "mixed.parquet")
     said: list[str] = []
     named = [(None, tmp_path / "mixed.gpkg"), ("building", tmp_path / "mixed.parquet")]
     found = read_labels(named, "kind", said.append).table
     assert sorted(found["category"]) == ["building", "road", "swimming pool"]
-    assert "1 that are no polygons and 1 without a class" in said[0]
+    assert said[0].endswith("objects of class 'swimming pools' are called 'swimming pool'")
+    assert "1 that are no polygons and 1 without a class" in said[1]
     assert said[-1] == "labels: left out 2 that are there twice"
     with pytest.raises(ValueError, match="no column 'class' with classes, only kind"):
         read_labels(named, "class", said.append)

@@ -10,10 +10,12 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from geopixel.annotation.colours import COLOURS, colour_shares, name_pixels
-from geopixel.annotation.expressions import groups_of, refer_to, whole_class
+from geopixel.annotation.descriptions import describe
+from geopixel.annotation.expressions import groups_of, possible_atoms, refer_to, whole_class
 from geopixel.annotation.groups import find_clusters, find_rows
 from geopixel.annotation.objects import SPECK, Frame, cut_object
 from geopixel.annotation.references import Atom, Reference, judge_atom, meant
+from geopixel.annotation.review import complaints
 from geopixel.annotation.wordings import parse, word
 from tests.annotation.scenes import CATEGORIES, Box, Slow, draw, frames, references
 
@@ -123,6 +125,24 @@ def test_rows_and_clusters() -> None:
     assert find_rows(draw(bent), "building")[0] == []
     crowded = draw([*row, *[(n, x, y + 11, w, h, c) for n, x, y, w, h, c in row]])
     assert find_rows(crowded, "building")[0] == [], "of a block of rows none stands out"
+
+
+def test_what_is_a_kind_of_a_class_may_be_meant_by_it() -> None:
+    frame = draw([("vehicle", 4, 4, 6, 6, "red"), ("car", 50, 50, 6, 6, "red"), ("pool", 4, 50, 6, 6, "blue"), ("swimming pool", 50, 4, 6, 6, "blue")])
+    assert meant(frame, Reference("vehicle")) is None
+    assert meant(frame, Reference("vehicle", (Atom("place", "top left"),))) == {0}
+    assert meant(frame, Reference("car")) == {1}
+    assert meant(frame, Reference("pool")) is None
+    assert meant(frame, Reference("swimming pool")) == {3}
+    for seed in range(20):
+        for sample in describe(frame, np.random.default_rng(seed), 4, 2):
+            assert complaints(frame, sample) == []
+
+
+def test_nothing_is_a_small_large_vehicle() -> None:
+    frame = draw([("large vehicle", 4 + 12 * k, 4, 4 + 2 * k, 10, "red") for k in range(4)])
+    assert {atom.kind for atom in possible_atoms(frame, "large vehicle", single=True)}.isdisjoint({"size"})
+    assert "size" in {atom.kind for atom in possible_atoms(draw([("car", 4 + 12 * k, 4, 4, 9, "red") for k in range(4)]), "car", single=True)}
 
 
 def test_twins_have_no_words() -> None:

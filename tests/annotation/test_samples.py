@@ -4,6 +4,7 @@ wrote is held against the objects; all of a folder or nothing."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -223,6 +224,44 @@ def test_reviewed_texts_are_held_against_the_objects(copy: Path, tmp_path: Path)
     assert vouched.samples[0].phrases[0].members == chip.samples[0].phrases[0].members
 
 
+def test_questions_are_held_against_the_objects_too(copy: Path, tmp_path: Path) -> None:
+    chip, index = next((chip, index) for chip in read_samples(copy) for index, sample in enumerate(chip.samples) if sample.level == "object")
+    sample, name = chip.samples[index], chip.name(index)
+    (phrase,) = phrases_of(sample.answer)
+    holds = f"Be so kind as to show me {phrase[0].lower()}{phrase[1:]}, please!"
+    edit(copy, {name: {"question": holds}})
+    review_samples(copy, tmp_path / "asked", quiet)
+    assert next(each for each in read_samples(tmp_path / "asked") if each.id == chip.id).samples[index].question == holds
+
+    several = next(name for name in chip.frame.categories.tolist() if len(chip.frame.of(name)) > 1)
+    refused = {
+        "asks for other objects": f"Please segment {phrase} and the {several}",
+        "cannot be checked": "Where is it?",
+        "without <p>": f"Where is [SEG] <p>{phrase}</p>?",
+        "got ' '": " ",
+    }
+    for why, text in refused.items():
+        edit(copy, {name: {"question": text}})
+        with pytest.raises(ValueError, match=f"sample {name}: its question.*{why}"):
+            review_samples(copy, tmp_path / "refused", quiet)
+    edit(copy, {name: {"question": "Where is it?", "by_hand": [0]}})
+    review_samples(copy, tmp_path / "by hand", quiet)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_all_that_does_not_hold_is_named_and_nothing_is_vouched_for_by_a_slip(copy: Path, tmp_path: Path) -> None:
+    chip, other, *_ = read_samples(copy)
+    edit(copy, {each.name(0): {"answer": each.samples[0].answer.replace("<p>", "<p>lovely ")} for each in (chip, other)})
+    with pytest.raises(ValueError, match="; ".join(f"sample {each.name(0)}: phrase 1, .*cannot be checked.*" for each in (chip, other))):
+        review_samples(copy, tmp_path / "refused", quiet)
+    shutil.copy(copy / "review.jsonl", copy / "edited")
+    for by_hand, why in (("1", "valid array"), ([1.9], "valid integer"), ([True], "valid integer"), ([99], "no phrase 99 to vouch for")):
+        shutil.copy(copy / "edited", copy / "review.jsonl")
+        edit(copy, {chip.name(0): {"by_hand": by_hand}})
+        with pytest.raises(ValueError, match=why):
+            review_samples(copy, tmp_path / "refused", quiet)
+
+
 def test_a_review_must_be_whole(copy: Path, tmp_path: Path) -> None:
     path = copy / "review.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -257,6 +296,31 @@ def test_a_captioner_may_write_what_holds(copy: Path) -> None:
     for chip in read_samples(copy):
         for old, new in zip(chip.samples, apply_review(chip, reviews).samples, strict=True):
             assert new.answer == (old.answer.replace(".", "!") if len(old.phrases) < 3 else old.answer)
+
+
+class Stumbling(Shouting):
+    """Writes two texts and fails."""
+
+    calls = 0
+
+    def caption(self, image: np.ndarray, marks: np.ndarray, draft: str) -> str:
+        self.calls += 1
+        if self.calls > 2:
+            raise ConnectionError("no more")
+        return draft.replace(".", "!")
+
+
+def test_a_captioner_leaves_alone_what_a_person_wrote_and_keeps_what_it_wrote_before_it_failed(copy: Path) -> None:
+    chip = next(iter(read_samples(copy)))
+    by_hand, edited = chip.name(0), chip.name(1)
+    castle = re.sub("<p>.*?</p>", "<p>the lovely castle</p>", chip.samples[0].answer, count=1)
+    edit(copy, {by_hand: {"answer": castle, "by_hand": [1]}, edited: {"answer": f"Well. {chip.samples[1].answer}"}})
+    with pytest.raises(ConnectionError):
+        rewrite(copy, Stumbling())
+    reviews = read_review(copy / "review.jsonl")
+    assert (reviews[by_hand].answer, reviews[by_hand].by_hand) == (castle, (1,))
+    assert all("marks" in json.loads(line) for line in (copy / "review.jsonl").read_text().splitlines())
+    assert reviews[edited].answer == f"Well! {chip.samples[1].answer.replace('.', '!')}"
 
 
 def test_the_page_is_drawn_by_a_browser(samples: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ REFUSALS = {
     "a slip": (["--catalog", "demo", "--sead", "8"], "did you mean --seed?"),
     "a folder that is there": (["--catalog", "demo", "--out", "."], "is there already"),
     "review of what was never written": (["--review", "."], "review.jsonl cannot be read"),
-    "review and imagery": (["--review", ".", "--catalog", "demo"], "--review takes samples as they are"),
+    "review and imagery": (["--review", ".", "--catalog", "demo"], "--review takes samples as they are: leave out --catalog"),
+    "review and chips": (["--review", ".", "--chip-size", "128", "--window", "0,0,1,1"], "leave out --chip-size, --window"),
+    "samples in a bucket": (["--catalog", "demo", "--out", "s3://bucket/samples"], "--out"),
 }
 
 

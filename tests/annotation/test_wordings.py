@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geopixel.annotation.references import Atom, Reference
-from geopixel.annotation.wordings import NOUNS, parse, plural, word
+from geopixel.annotation.wordings import NOUNS, parse, plural, singular, word
 from tests.annotation.scenes import CATEGORIES, references
 
 ALL = (*NOUNS, "solar panel", "bus")
@@ -54,5 +54,16 @@ def test_a_class_may_be_called_what_is_said_of_others() -> None:
     assert parse("the large building", ("building",)) == Reference("building", (Atom("size", "large"),))
 
 
+def test_no_class_is_called_what_is_the_name_of_another() -> None:
+    assert parse("the pool", ("swimming pool",)) == Reference("swimming pool")
+    assert parse("the pool", ("pool", "swimming pool")) == Reference("pool")
+    assert parse("the building next to a pool", ("building", "pool", "swimming pool")) == Reference("building", (Atom("near", "pool"),))
+    assert parse("the trees", ("tree", "trees")) is None
+    for seed in range(10):
+        assert word(Reference("swimming pool"), np.random.default_rng(seed), {"pool": True, "swimming pool": True}) == "the swimming pool"
+
+
 def test_plurals() -> None:
+    names = ("buildings", "roads", "trees", "greenhouses", "quarries", "churches", "solar panels", "grass", "bus", "tennis", "building")
+    assert [*map(singular, names)] == ["building", "road", "trees", "greenhouse", "quarry", "church", "solar panel", "grass", "bus", "tennis", "building"]
     assert [plural(name) for name in ("bus", "quarry", "runway", "church", "tank", "box")] == ["buses", "quarries", "runways", "churches", "tanks", "boxes"]
