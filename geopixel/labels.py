@@ -14,8 +14,11 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+_OBJECTS = TypeAdapter(list[list[list[tuple[FiniteFloat, FiniteFloat]]]])
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -78,22 +81,28 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 def draw_masks(objects: Sequence[Sequence[Sequence[Sequence[float]]]], image: Path) -> np.ndarray:
     """(N, height, width) bool: the rings of each object, filled, their borders included, as the published training draws them by cv2.fillPoly.
-    Pillow draws slanted borders a little otherwise: one pixel in 200 of small polygons differs. Raises ValueError for what is no ring."""
+    Pillow draws slanted borders a little otherwise: one pixel in 200 of small polygons differs. objects: as check_rings wants them."""
     height, width = read_size(present(image))
     masks = np.zeros((len(objects), height, width), bool)
     for mask, rings in zip(masks, objects, strict=True):
         canvas = Image.new("1", (width, height))
         draw = ImageDraw.Draw(canvas)
         for ring in rings:
-            try:
-                points = [(int(x), int(y)) for x, y in ring]
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{image}: a ring is a list of (x, y), got {str(ring)[:60]}") from error
+            points = [(int(x), int(y)) for x, y in ring]
             if len(points) > 1:
                 draw.polygon(points, fill=1)
                 draw.line([*points, points[0]], fill=1)
         mask[:] = np.asarray(canvas)
     return masks
+
+
+def check_rings(objects: Any) -> list[list[list[tuple[float, float]]]]:
+    """The rings of objects, each a list of (x, y). Raises ValueError where they are anything else, or not finite."""
+    try:
+        return _OBJECTS.validate_python(objects)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"polygons are, for each object, a list of rings of (x, y), got {str(wrong['input'])[:60]}") from error
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     maps.add_argument("--labels", metavar="FILE", type=Path, help="polygons of the prompt, any vector format (default: the truth of the demo's scenes)")
     maps.add_argument("--window", metavar="FILE", type=Path, help="polygons of the ground on which the labels are complete (default: the run's area)")
     models = parser.add_argument_group("with --dataset or --images")
-    models.add_argument("--masks", metavar="DIR", type=Path, help="a mask for every picture, of the same name, not 0 where the prompt is")
+    models.add_argument("--masks", metavar="DIR", type=Path, help="a mask for every picture, PNG or TIFF of the same name, not 0 where the prompt is")
     models.add_argument("--split", choices=("train", "val", "test"), default="test", help="of the data set (default: %(default)s)")
     models.add_argument("--model", metavar="nano|PATH|HUB_ID", help="default: MBZUAI/GeoPixel-7B where CUDA is there, else nano")
     models.add_argument("--limit", metavar="N", type=int, help="only the first N samples")

@@ -25,13 +25,16 @@ def finetune(settings: FineTuneSettings) -> int:
     from geopixel.distributed import RayRunner
     from geopixel.distributed.finetune import train_on_ray
     from geopixel.finetuning.submission import prepare, publish
+    from geopixel.lease import hold
     from geopixel.model.config import default_model
+    from geopixel.storage import Folder
 
     with ProgressDisplay() as display:
         model = settings.model or default_model(RayRunner().device)
         submission = prepare(settings.model_dump(), model, partial(display, "chips"))
-        trained = train_on_ray(submission.job, submission.work, settings.workers, partial(display, "steps"))
-        publish(submission, trained, partial(display, "weights"))
+        with hold(Folder.at(str(submission.work))):
+            trained = train_on_ray(submission.job, submission.work, settings.workers, partial(display, "steps"))
+            publish(submission, trained, partial(display, "weights"))
     print(submission.summary())
     return 0
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from shapely import GeometryCollection, LineString, Polygon, box
 
-from geopixel.labels import decode_mask, draw_masks, encode_mask, optional, pair_chips, read_image, read_mask, read_polygons
+from geopixel.labels import check_rings, decode_mask, draw_masks, encode_mask, optional, pair_chips, read_image, read_mask, read_polygons
 
 MASKS = np.random.default_rng(5).random((2, 40, 60)) < 0.4
 
@@ -84,8 +84,10 @@ def test_chips_are_of_eight_bits_and_masks_have_their_size(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"a\.jpg is not of the size of its picture .*a\.tif: \(40, 60\), got \(30, 60\)"):
         pair_chips(tmp_path / "img", tmp_path / "msk")
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"b\.png: a ring is a list of \(x, y\), got \[\[1, 2, 3\]\]"):
-        draw_masks([[[[1, 2, 3]]]], tmp_path / "b.png")
+    assert not draw_masks(check_rings([[[[1, 2]]], []]), tmp_path / "b.png").any()
+    for wrong in ([[[[1, 2, 3]]]], [[[1, 2]]], [None], "polygons"):
+        with pytest.raises(ValueError, match=r"for each object, a list of rings of \(x, y\), got "):
+            check_rings(wrong)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,15 @@ def _file(value: Any) -> Any:
 
 
 Place = Annotated[Path, BeforeValidator(_file)]
+
+HELD_OUT = ("validation", "hold_out")
+USED = {
+    "data": HELD_OUT,
+    "images": ("masks", "prompt", *HELD_OUT),
+    "labels": ("aoi", "window", "prompt", "catalog", "collection", "datetime", "max_cloud", "access", "assets", "bands", "stretch", "allow_hosts",
+               "resolution", "crs", "chip_size", "validation_share"),
+}  # fmt: skip
+"""What is said of each kind of data."""
 
 
 class FineTuneSettings(Settings):
@@ -35,7 +45,7 @@ class FineTuneSettings(Settings):
     data: Place | None = flag("what to learn", "FILE", "samples in the published format: a JSON list of conversations, images and polygons or segmentation")
     validation: Place | None = flag("what to learn", "FILE", "samples of the same format to validate with, and not to learn from (default: none)")
     images: Place | None = flag("what to learn", "DIR", "chips of one class: their pictures")
-    masks: Place | None = flag("what to learn", "DIR", "and a mask for every picture, of the same name, not 0 where the class is")
+    masks: Place | None = flag("what to learn", "DIR", "and a mask for every picture, PNG or TIFF of the same name, not 0 where the class is")
     hold_out: str | None = flag("what to learn", "PATTERN", "validate with the pictures of these names, such as 'zanzibar_*' (default: none)", min_length=1)
     aoi: str | None = flag("what to learn", "FILE|WKT|BBOX", "an area, whose imagery is cut into chips", min_length=1)
     labels: Place | None = flag("what to learn", "FILE", "and polygons of one class there: GeoParquet, GeoJSON or another vector file")
@@ -99,6 +109,8 @@ class FineTuneSettings(Settings):
         given = [name for name in ("data", "images", "labels") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"what to learn is one of --data, --images (with --masks) and --labels (with --aoi), got {' and '.join(given) or 'none'}")
+        if foreign := sorted((self.model_fields_set & set(chain(*USED.values()))) - set(USED[given[0]])):
+            raise ValueError(f"--{given[0]} has no use for --{foreign[0].replace('_', '-')}: leave it out")
         needed = {"data": (), "images": ("masks", "prompt"), "labels": ("aoi", "prompt")}[given[0]]
         if absent := [f"--{name}" for name in needed if getattr(self, name) is None]:
             raise ValueError(f"--{given[0]} needs {' and '.join(absent)}")

@@ -3,6 +3,7 @@ where the same job is submitted again."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -17,6 +18,8 @@ from geopixel.errors import GeoPixelError
 if TYPE_CHECKING:
     from geopixel.finetuning import Job  # loads torch
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
 MAX_FAILURES = 3
 """Of workers, after which a job is given up; submitted again it goes on from its last checkpoint."""
@@ -30,7 +33,8 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
     weights. work: an absolute folder that all nodes share, which holds checkpoints, log and curves; a training that it holds is gone on with.
     progress: of steps.
 
-    Raises ValueError where workers cannot share a step evenly, GeoPixelError with the reason where the training could not be finished.
+    Raises ValueError where workers cannot share a step evenly or are more than this machine can run, GeoPixelError with the reason where the training
+    could not be finished.
     """
     start()
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -42,6 +46,12 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
     gpus = int(ray.cluster_resources().get("GPU", 0))
     workers = workers or max(count for count in range(1, max(1, gpus) + 1) if job.recipe.parts % count == 0)
     check_workers(job.recipe, workers)
+    kind, there = ("GPU", gpus) if gpus else ("CPU", int(ray.cluster_resources().get("CPU", 0)))
+    if workers > there:
+        wanted = f"{workers} workers want a {kind} each, and there are {there}"
+        if not os.environ.get("RAY_ADDRESS"):
+            raise ValueError(f"{wanted}: give fewer --workers")
+        logger.warning("%s: waiting for the cluster to grow", wanted)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "work": work},
@@ -58,7 +68,7 @@ def train_on_ray(job: Job, work: Path, workers: int | None, progress: Callable[[
         with _watched(work, job.steps, progress):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise GeoPixelError(f"the training did not end: {_reason(error)}; submitted again it goes on from its last checkpoint") from error
+        raise GeoPixelError(f"the training did not end: {_reason(error)}; submitted again it goes on from its last checkpoint, when that is mended") from error
     assert result.checkpoint is not None, "the last step stores one"
     with result.checkpoint.as_directory() as folder:
         shutil.copyfile(Path(folder, TRAINED), work / TRAINED)
@@ -98,8 +108,14 @@ def _watched(work: Path, steps: int, progress: Callable[[int, int], None]) -> It
 
     over = threading.Event()
 
+    told = -1
+
     def tell() -> None:
-        progress(int(max((line["step"] for line in read_log(work)), default=0)), steps)
+        nonlocal told
+        step = int(max((line["step"] for line in read_log(work)), default=0))
+        if step != told:
+            told = step
+            progress(step, steps)
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):

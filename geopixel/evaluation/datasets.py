@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from geopixel.labels import check_size, decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
+from geopixel.labels import check_rings, check_size, decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
 
 SEG = "[SEG]"
 
@@ -108,6 +108,11 @@ def read_geopixeld(folder: Path, split: str) -> list[Grounded]:
             raise ValueError(f"{path} is not an annotation of GeoPixelD: img and gcg_description are texts, and polygons a list")
         if len(objects) != description.count(SEG):
             raise ValueError(f"{path}: every {SEG} has one mask, got {len(objects)} masks for {description.count(SEG)}")
+        if "polygons" in annotation:
+            try:
+                check_rings(objects)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         read = _decode_masks if "segmentation" in annotation else draw_masks
         samples.append(Grounded(directory / image, description, partial(read, objects, directory / image)))
     return some(samples, f"{directory} holds no annotation")

@@ -71,6 +71,8 @@ def plan_chips(grid: Grid, known: Geometry, polygons: np.ndarray, *, size: int, 
     Raises ValueError where no chip fits, none has a label, or there is too little ground for two parts.
     """
     edge = size * grid.resolution
+    if known.is_empty:
+        raise ValueError("no ground is in the area and in the window on which the labels are complete")
     left, bottom, right, top = known.bounds
     columns, rows = np.arange(floor(left / edge), ceil(right / edge)), np.arange(floor(-top / edge), ceil(-bottom / edge))
     if len(columns) * len(rows) > MOST_CELLS:

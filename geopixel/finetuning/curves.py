@@ -73,7 +73,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 def model_card(job: Job, data: str, settings: Mapping[str, Any], log: Sequence[Mapping[str, float]]) -> str:
     """README.md of a fine-tuned model: what it is, what it learnt from and how, what came of it. data: one line."""
     steps = [line for line in log if "loss" in line]
-    shown = [line for line in log if "validation_iou" in line or line in (steps[0], steps[-1])]
+    shown = [line for line in log if "validation_loss" in line or line in (steps[0], steps[-1])]
     ious = [line["validation_iou"] for line in shown if "validation_iou" in line]
     gained = f"Mean IoU of the validation masks, the words of the answers given: {ious[0]:.3f} before, {ious[-1]:.3f} after." if len(ious) > 1 else ""
     rows = [" | ".join(f"{line[name]:.4g}" if name in line else "" for name in COLUMNS) for line in shown]

@@ -150,7 +150,8 @@ def total(parts: Sequence[float]) -> float:
 
 @torch.no_grad()
 def validate(objective: nn.Module, samples: Samples, world: World) -> dict[str, float]:
-    """Mean losses over samples, and the mean IoU of their masks at probability 0.5 with the answer's words given: 1 where both are empty."""
+    """Mean losses over samples and, where they have masks, the mean IoU of these at probability 0.5 with the answer's words given: 1 where both are
+    empty."""
     objective.eval()
     sums = torch.zeros(len(LOSSES) + 3, device=world.device)
     rounds = -(-len(samples) // world.size)  # as many for every process, because a sharded network is gathered by all together
@@ -165,7 +166,7 @@ def validate(objective: nn.Module, samples: Samples, world: World) -> dict[str, 
             sums += torch.cat([parts, parts.new_ones(1), torch.stack([ious.sum(), ious.new_tensor(float(len(ious)))])])
     *losses, count, overlaps, masks = world.total(sums).tolist()
     means = [loss / count for loss in losses]
-    return {"validation_loss": total(means), "validation_iou": overlaps / masks if masks else float("nan")}
+    return {"validation_loss": total(means)} | ({"validation_iou": overlaps / masks} if masks else {})
 
 
 def _unshared(objective: nn.Module) -> Any:

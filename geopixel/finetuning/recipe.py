@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, cos, pi
+from math import ceil, cos, isfinite, pi
 
 import numpy as np
 import torch
@@ -118,17 +118,20 @@ class Steps:
         self.adam_state()
 
     def take(self, rate: float) -> float:
-        """One step along the gradients, which are used up; returns their norm before it is clipped."""
+        """One step along the gradients, which are used up; returns their norm before it is clipped. Raises ValueError, and takes no step, where that is
+        not finite."""
         for name, weight in self.weights.items():
             gradient = self.parameters[name].grad
             weight.grad = torch.zeros_like(weight) if gradient is None else gradient.float()
             self.parameters[name].grad = None
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), MAX_NORM)
+        norm = float(_whole(nn.utils.clip_grad_norm_(self.weights.values(), MAX_NORM)))
+        if not isfinite(norm):
+            raise ValueError(f"the training diverged: the gradient is {norm} at a learning rate of {rate:.3g}; begin anew with a lower one")
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
         self.put()
-        return float(_whole(norm))
+        return norm
 
     def put(self) -> None:
         """The network gets the weights."""

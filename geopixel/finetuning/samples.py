@@ -3,6 +3,8 @@ Lists are made at once and checked, pictures and masks are read when they are ne
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from geopixel.labels import decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, some
+from geopixel.labels import check_rings, decode_mask, draw_masks, pair_chips, present, read_image, read_json, read_mask, read_size, some
 from geopixel.model.config import GeoPixelConfig
 from geopixel.model.geopixel import SEGMENT_ANSWER, SEGMENT_PROMPT
 from geopixel.model.supervision import Sample, conversation, make_sample
@@ -24,6 +26,9 @@ ABSENT_ANSWER = "It is not there."
 
 ASKING, ANSWERING = ("human", "user"), ("bot", "gpt", "assistant")
 """Who speaks in a conversation; the published data say human or user, and bot."""
+
+MARKERS = ("[UNUSED_TOKEN_", "</s>")
+"""Of the template: see conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,15 @@ class Lesson:
     """Questions and answers."""
     masks: Callable[[], np.ndarray]
     """Reads (N, height, width) bool, one mask for every [SEG] of the answers, in their order."""
+    content: str
+    """A digest of all that is said here, of the masks, and of the size of the picture's file: another one where any of it changes."""
 
 
 def read_published(path: Path) -> list[Lesson]:
     """The samples of a JSON list in the published format: each {id, conversations: [{from, value}, ...], image} and, where answers have [SEG],
     `segmentation`, a list of COCO run lengths, or `polygons`, a JSON file with "polygons": for each [SEG] a list of rings of (x, y) in pixels.
-    Paths are relative to the list. Raises ValueError naming the sample that is not so, or whose masks are not as many as its [SEG]."""
+    Paths are relative to the list. Raises ValueError naming the sample that is not so, or whose masks are not as many as its [SEG]; pixels and run
+    lengths are not read yet."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of samples, got {type(entries).__name__}")
@@ -60,19 +68,27 @@ def read_published(path: Path) -> list[Lesson]:
 
 def _lesson(entry: Any, name: str, folder: Path) -> Lesson:
     turns, image = _turns(entry["conversations"]), present(folder / entry["image"])
+    size = read_size(image)
     wanted = sum(answer.count(SEG) for _, answer in turns)
     masks: Callable[[], np.ndarray]
-    if "segmentation" in entry:
-        segmentations = entry["segmentation"]
-        found, masks = len(segmentations), partial(_decode_masks, segmentations, image)
-    elif "polygons" in entry:
-        objects = read_json(folder / entry["polygons"])["polygons"]
-        found, masks = len(objects), partial(draw_masks, objects, image)
+    objects: Sequence[Any]
+    if "segmentation" not in entry and "polygons" in entry:
+        objects = check_rings(read_json(folder / entry["polygons"])["polygons"])
+        masks = partial(draw_masks, objects, image)
     else:
-        found, masks = 0, partial(_decode_masks, (), image)
-    if found != wanted:
-        raise ValueError(f"every {SEG} has one mask, got {found} masks for {wanted} {SEG}")
-    return Lesson(name, image, turns, masks)
+        objects = entry.get("segmentation", ())
+        for segmentation in objects:
+            if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size:
+                raise ValueError(f"a segmentation has the size of its picture, {size}, got {segmentation['size']}")
+        masks = partial(_decode_masks, objects, size)
+    if len(objects) != wanted:
+        raise ValueError(f"every {SEG} has one mask, got {len(objects)} masks for {wanted} {SEG}")
+    return Lesson(name, image, turns, masks, _digest(image, turns, json.dumps(objects).encode()))
+
+
+def _digest(image: Path, turns: Sequence[tuple[str, str]], masks: bytes) -> str:
+    told = json.dumps([image.name, image.stat().st_size, turns]).encode()
+    return hashlib.sha256(told + masks).hexdigest()
 
 
 def _turns(messages: Sequence[dict[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -80,11 +96,18 @@ def _turns(messages: Sequence[dict[str, str]]) -> tuple[tuple[str, str], ...]:
     if not messages or len(messages) % 2 or not all(who in (ANSWERING if i % 2 else ASKING) for i, who in enumerate(speakers)):
         raise ValueError(f"a conversation is questions (from {' or '.join(ASKING)}) each with its answer (from {ANSWERING[0]}), got {', '.join(speakers)}")
     values = [message["value"] for message in messages]
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"what is said is text, got {value!r}")
+        if marks := [mark for mark in MARKERS if mark in value]:
+            raise ValueError(f"{marks[0]} is a marker of the conversation's own and cannot be said in it, got {value[:60]!r}")
+    if any(answer.lstrip().startswith(SEG) for answer in values[1::2]):
+        raise ValueError(f"an answer begins with words: the published labels leave its first marker out, and a {SEG} there would have no mask")
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
-def _decode_masks(segmentations: Sequence[Any], image: Path) -> np.ndarray:
-    height, width = read_image(image).shape[:2]
+def _decode_masks(segmentations: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
+    height, width = size
     return np.array([decode_mask(segmentation, height, width) for segmentation in segmentations], bool).reshape(-1, height, width)
 
 
@@ -94,7 +117,8 @@ def read_class_chips(images: Path, masks: Path, prompt: str) -> list[Lesson]:
     lessons = []
     for image, mask in pair_chips(images, masks):
         there = bool(read_mask(mask).any())
-        lessons.append(Lesson(str(image), image, (class_turn(prompt, there),), partial(_class_masks, mask, there)))
+        turns = (class_turn(prompt, there),)
+        lessons.append(Lesson(str(image), image, turns, partial(_class_masks, mask, there), _digest(image, turns, mask.read_bytes())))
     return lessons
 
 
@@ -130,5 +154,5 @@ class Samples(Dataset[Sample]):
         lesson = self.lessons[index]
         try:
             return make_sample(read_image(lesson.image), conversation(lesson.turns), lesson.masks(), self.tokenizer, self.config)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f"{lesson.name}: {error}") from error

@@ -3,6 +3,7 @@ submission is gone on with. Knows settings by name; where steps are computed is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,11 +21,13 @@ from geopixel.finetuning.loop import Job
 from geopixel.finetuning.recipe import Recipe
 from geopixel.finetuning.samples import Lesson, hold_out, read_class_chips, read_published
 from geopixel.finetuning.trained import merge
-from geopixel.labels import optional
+from geopixel.labels import optional, read_json
 from geopixel.model.checkpoint import DTYPES
 from geopixel.model.config import find_model, read_model_config
 
 WORK, SETTINGS, DATA, CARD = "training", "settings.json", "data", "README.md"
+SAMPLES = "content of samples"
+"""Among the settings: a digest of what is learnt and validated with."""
 RUNNING = ("workers", "shard", "every", "config", "out")
 """Settings that may be others when a training is gone on with."""
 SEARCH = ("collection", "datetime", "max_cloud", "access", "assets", "bands", "stretch", "allow_hosts")
@@ -68,32 +71,45 @@ def prepare(settings: Mapping[str, Any], model: str, progress: Callable[[int, in
     recipe = Recipe(**{name: settings[name] for name in names})
     out = Path(settings["out"])
     stored = json.loads(json.dumps({name: value for name, value in settings.items() if name not in RUNNING} | {"model": model}, default=str))
-    _check_folder(out, stored)
-    made = not out.exists()
+    stored |= {f"content of {name}": _digest(settings[name].read_bytes()) for name in ("labels", "window") if settings[name] and settings[name].is_file()}
+    held = _check_folder(out, stored)
+    made, begun = not out.exists(), (out / WORK).exists()
     try:
         lessons, validation, data = _lessons(settings, out, stored, progress)
     except BaseException:
-        if made:
-            shutil.rmtree(out, ignore_errors=True)
+        if not begun:
+            shutil.rmtree(out if made else out / WORK, ignore_errors=True)
         raise
+    stored[SAMPLES] = _digest("".join(lesson.content for lesson in [*lessons, *validation]).encode())
+    if held.get(SAMPLES, stored[SAMPLES]) != stored[SAMPLES]:
+        raise RunConflictError(f"{out} holds a training with other samples than those that {data} has now: a changed data set wants a new folder")
     _store(out, stored)
     return Submission(Job(model, lessons, validation, recipe, settings["every"], settings["shard"]), out, data, settings)
 
 
-def _check_folder(out: Path, stored: Mapping[str, Any]) -> None:
+def _check_folder(out: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder holds of this training's settings."""
     path = out / WORK / SETTINGS
     if path.is_file():
-        held = json.loads(path.read_text())
+        held: dict[str, Any] = read_json(path)
         for name in stored:
             if held.get(name) != stored[name]:
                 raise RunConflictError(f"{out} holds another training: its {name.replace('_', '-')} is {held.get(name)}, not {stored[name]}")
-    elif out.exists() and any(out.iterdir()):
+        return held
+    if out.exists() and any(out.iterdir()):
         raise RunConflictError(f"a model is written to a new or an empty folder, or one that holds this training, got {out}")
+    return {}
 
 
 def _store(out: Path, stored: Mapping[str, Any]) -> None:
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    (out / WORK / SETTINGS).write_text(json.dumps(stored, indent=1) + "\n")
+    aside = out / WORK / f"{SETTINGS}.new"
+    aside.write_text(json.dumps(stored, indent=1) + "\n")
+    aside.replace(out / WORK / SETTINGS)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _lessons(

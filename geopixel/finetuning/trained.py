@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,11 +40,17 @@ def read_state(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]
 
 
 def find_trained(place: Path) -> Path:
-    """The file of trained weights at place: itself, or of those in a folder the one of most steps. Raises CheckpointError where there is none."""
-    found = [place] if place.is_file() else sorted(place.rglob(TRAINED))
-    if not found:
-        raise CheckpointError(f"no {TRAINED} in {place}")
-    return max(found, key=lambda path: int(read_notes(path)["step"]))
+    """The file of trained weights at place: itself, or of the whole ones in a folder (a machine may have ended while it wrote) that of most steps.
+    Raises CheckpointError where there is none."""
+    if place.is_file():
+        return place
+    steps: dict[Path, int] = {}
+    for path in sorted(place.rglob(TRAINED)):
+        with suppress(CheckpointError):
+            steps[path] = int(read_notes(path)["step"])
+    if not steps:
+        raise CheckpointError(f"no whole {TRAINED} in {place}")
+    return max(steps, key=steps.__getitem__)
 
 
 def read_notes(path: Path) -> dict[str, str]:

@@ -56,6 +56,7 @@ def test_no_block_of_ground_is_in_both_parts(wide: int, high: int, seed: int, sh
 @pytest.mark.parametrize(
     ("known", "share", "said"),
     [
+        (shapely.Polygon(), 0.2, "no ground is in the area and in the window"),
         (shapely.box(0, 0, 20, 20), 0.2, "no chip of 64 pixels .* fits into the area"),
         (shapely.box(1000, 0, 1100, 100), 0.2, "no label lies on the 6 chips"),
         (shapely.box(0, 0, 33, 33), 0.2, "too few to hold one back"),

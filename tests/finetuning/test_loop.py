@@ -105,11 +105,12 @@ def test_workers_that_cannot_share_a_step_are_refused(base: Path, chips: Path) -
 def test_a_sample_that_cannot_be_read_is_named(base: Path, chips: Path, tmp_path: Path) -> None:
     from geopixel.finetuning import read_published
 
-    shutil.copy(chips / "images" / "north_0.png", tmp_path / "a.png")
+    whole = (chips / "images" / "north_0.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     turns = [{"from": "human", "value": "a road"}, {"from": "bot", "value": "It is [SEG]."}]
-    path = published(tmp_path, [{"id": "odd", "image": "a.png", "conversations": turns, "segmentation": [{"size": [4, 3], "counts": [5, 2, 5]}]}])
+    path = published(tmp_path, [{"id": "odd", "image": "a.png", "conversations": turns, "segmentation": [{"size": [48, 48], "counts": [5, 2, 2297]}]}])
     job = replace(make_job(base, chips), lessons=read_published(path), validation=[])
-    with pytest.raises(ValueError, match=r"train\.json, sample 0 \(id odd\): a segmentation is COCO run lengths .* \(48, 48\)|size of its picture, \(48, 48\)"):
+    with pytest.raises(ValueError, match=r"train\.json, sample 0 \(id odd\): .*a\.png cannot be read as a picture"):
         run(job)
 
 

@@ -57,7 +57,16 @@ def test_a_killed_worker_costs_no_step(base: Path, chips: Path, tmp_path: Path) 
     assert read_notes(trained)["step"] == "5"
     assert len(list((tmp_path / CHECKPOINTS).rglob(TRAINED))) <= KEPT
     assert told[-1] == (5, 5)
+    assert len(told) == len(set(told))
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_never_come_are_not_waited_for(base: Path, chips: Path, tmp_path: Path) -> None:
+    job = make_job(base, chips, batch=1024)
+    with pytest.raises(ValueError, match=r"1024 workers want a CPU each, and there are \d+: give fewer --workers"):
+        train_on_ray(job, tmp_path, 1024, lambda done, total: None)
 
 
 @pytest.mark.slow

@@ -79,6 +79,16 @@ def test_a_batch_without_masks_gives_every_weight_a_gradient(student: GeoPixelNe
     assert not without
 
 
+def test_a_step_that_diverged_is_not_taken(student: GeoPixelNetwork) -> None:
+    steps = Steps(trained(student))
+    before = {name: value.clone() for name, value in steps.save()[0].items()}
+    for parameter in steps.parameters.values():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    with pytest.raises(ValueError, match=r"diverged: the gradient is nan at a learning rate of 0\.1"):
+        steps.take(0.1)
+    assert all(torch.equal(value, before[name]) for name, value in steps.save()[0].items())
+
+
 def test_bfloat16_weights_follow_float32_ones() -> None:
     """Steps far below what bfloat16 resolves add up."""
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))

@@ -24,7 +24,14 @@ RINGS = [[[[2, 3], [9, 3], [9, 7], [2, 7]], [[20, 20], [22, 20], [22, 22], [20, 
 def folder(tmp_path: Path, chips: Path) -> Path:
     shutil.copy(chips / "images" / "north_1.png", tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps({"polygons": RINGS}))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for name, rings in {"flat": [[3, 4], [3, 4]], "endless": [[[[1, float("inf")]]]] * 2, "none": [None, None]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"polygons": rings}))
     return tmp_path
+
+
+def said(question: str, answer: str | None) -> list[dict[str, str | None]]:
+    return [{"from": "human", "value": question}, {"from": "bot", "value": answer}]
 
 
 def drawn() -> np.ndarray:
@@ -58,6 +65,15 @@ def test_polygons_and_run_lengths_are_the_masks_of_the_answers(folder: Path) -> 
         ({"conversations": TURNS, "image": "b.png", "polygons": "a.json"}, r"b\.png is not there"),
         ({"conversations": TURNS, "image": "a.png", "polygons": "b.json"}, r"b\.json is not there"),
         ({"conversations": TURNS, "polygons": "a.json"}, "it lacks 'image'"),
+        ({"conversations": TURNS, "image": "", "polygons": "a.json"}, "cannot be read as a picture"),
+        ({"conversations": TURNS, "image": "broken.png", "polygons": "a.json"}, r"broken\.png cannot be read as a picture"),
+        ({"conversations": TURNS, "image": "a.png", "polygons": "flat.json"}, r"for each object, a list of rings of \(x, y\), got 3"),
+        ({"conversations": TURNS, "image": "a.png", "polygons": "endless.json"}, r"a list of rings of \(x, y\), got inf"),
+        ({"conversations": TURNS, "image": "a.png", "polygons": "none.json"}, r"a list of rings of \(x, y\), got None"),
+        ({"conversations": TURNS, "image": "a.png", "segmentation": [encode_mask(mask[:40]) for mask in drawn()]}, r"picture, \(48, 48\), got \[40, 48\]"),
+        ({"conversations": said("Where?", None), "image": "a.png"}, "what is said is text, got None"),
+        ({"conversations": said("Where?", "[SEG] it is."), "image": "a.png"}, "an answer begins with words"),
+        ({"conversations": said("Where [UNUSED_TOKEN_145]?", "No."), "image": "a.png"}, "is a marker of the conversation's own"),
         ("a.png", "indices"),
     ],
 )
