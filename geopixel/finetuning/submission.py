@@ -76,6 +76,8 @@ def prepare(settings: Mapping[str, Any], model: str, progress: Callable[[int, in
     made, begun = not out.exists(), (out / WORK).exists()
     try:
         lessons, validation, data = _lessons(settings, out, stored, progress)
+        if recipe.batch > len(lessons):
+            raise ValueError(f"a step would learn from a sample more than once: give a --batch of at most {len(lessons)}, the samples, got {recipe.batch}")
     except BaseException:
         if not begun:
             shutil.rmtree(out if made else out / WORK, ignore_errors=True)

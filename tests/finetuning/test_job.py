@@ -55,6 +55,7 @@ REFUSALS = {
     "nothing held out": ([*CHIPS, "--hold-out", "west_*"], "'west_*' must hold out some"),
     "a sample without its mask": (["--data", "train.json"], "train.json, sample 0 (id x): every [SEG] has one mask, got 0 masks for 1 [SEG]"),
     "no catalog": (["--aoi", "0,0,1,1", "--labels", "train.json", "--prompt", "x", "--catalog", "http://127.0.0.1:9/stac", "--collection", "a"], "127.0.0.1:9"),
+    "a batch of more than all": (CHIPS, "give a --batch of at most 6, the samples, got 80"),
     "a folder in use": ([*CHIPS, "--out", "images"], "a model is written to a new or an empty folder"),
 }
 
