@@ -90,7 +90,7 @@ def _read_wkt(text: str, name: str) -> np.ndarray:
     try:
         with np.errstate(invalid="ignore"):  # NaN is refused below, by name
             return np.array([shapely.from_wkt(text.strip())])
-    except shapely.errors.GEOSException as error:
+    except (shapely.errors.GEOSException, NotImplementedError) as error:  # of curves there are no objects
         raise ValueError(f"{name} is not readable as WKT: {_first_line(error)}") from error
 
 

@@ -163,7 +163,7 @@ def _rows(plan: Plan, spent: Spent | None, gpu_price: float | None) -> Iterator[
         if spent and spent.on_gpu:
             paid = f"{_number(spent.model_hours * gpu_price)} at {gpu_price:g} an hour{_each(spent.model_hours * gpu_price, spent.km2, _number)}"
         yield "cost", f"about {_number(gpu * gpu_price)} at {gpu_price:g} an hour of a GPU{_each(gpu * gpu_price, cost.km2, _number)}", paid
-    yield "to store", f"up to {_bytes(cost.output_bytes)}", _bytes(spent.output_bytes) if spent else ""
+    yield "to store", f"about {_bytes(cost.output_bytes)}", _bytes(spent.output_bytes) if spent else ""
 
 
 def _sizes(sizes: Mapping[int, int]) -> str:

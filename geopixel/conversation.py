@@ -29,6 +29,7 @@ from rich.text import Text
 from scipy.ndimage import binary_erosion
 
 from geopixel import polygonize
+from geopixel.dateline import cut_at_antimeridian
 from geopixel.errors import ReadError
 from geopixel.model import config
 from geopixel.publish import COLOURS, INK, MARKER, PAPER
@@ -165,15 +166,17 @@ def _check(dataset: DatasetReader, path: Path) -> None:
 
 def _place(dataset: DatasetReader) -> Place | None:
     points, points_crs = dataset.gcps
-    crs = dataset.crs or points_crs
-    if crs is None or (not points and dataset.transform.is_identity):
+    by_points = bool(points) and (dataset.crs is None or dataset.transform.is_identity)
+    crs = points_crs or dataset.crs if by_points else dataset.crs
+    if crs is None or (not by_points and dataset.transform.is_identity):
         return None
-    place = Place(crs, dataset.transform if dataset.crs else tuple(points))
+    place = Place(crs, tuple(points) if by_points else dataset.transform)
+    height, width = dataset.shape
     try:
-        transform(crs, LONLAT, *place.to_ground(np.zeros(1), np.zeros(1)))
-    except (CPLE_BaseError, CRSError):  # another planet, or a grid of somebody's own
+        corners = transform(crs, LONLAT, *place.to_ground(np.array([0, width, width, 0]), np.array([0, 0, height, height])))
+    except (CPLE_BaseError, CRSError):  # another planet, a grid of somebody's own, or a view beyond the Earth's edge
         return None
-    return place
+    return place if np.isfinite(corners).all() else None
 
 
 def _read_flat(dataset: DatasetReader, flat: MemoryFile) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +287,7 @@ def _lonlat(polygons: shapely.MultiPolygon, place: Place) -> shapely.MultiPolygo
     """From (column, row) to longitude and latitude."""
     ground = shapely.transform(polygons, place.to_ground, interleaved=False)
     mapped = shapely.geometry.shape(transform_geom(place.crs, LONLAT, shapely.geometry.mapping(ground)))
-    return shapely.MultiPolygon(list(shapely.get_parts(shapely.orient_polygons(mapped))))
+    return shapely.MultiPolygon(list(shapely.get_parts(shapely.orient_polygons(cut_at_antimeridian(mapped)))))
 
 
 def store(picture: Picture, reply: Reply, folder: Path, stem: str, number: int) -> tuple[int, list[Path]]:
@@ -298,8 +301,9 @@ def store(picture: Picture, reply: Reply, folder: Path, stem: str, number: int) 
     while any((folder / f"{stem}.{number}{suffix}").exists() for suffix in (".png", ".parquet")):
         number += 1
     overlay, table = folder / f"{stem}.{number}.png", folder / f"{stem}.{number}.parquet"
+    traced = None if picture.place is None else masks_on_the_ground(picture, reply)  # before anything is written
     draw_overlay(picture, reply).save(overlay)
-    if picture.place is None:
+    if traced is None:
         return number, [overlay]
-    masks_on_the_ground(picture, reply).to_parquet(table, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0")
+    traced.to_parquet(table, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0")
     return number, [overlay, table]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyproj import CRS
 
-from geopixel.errors import DamagedError
+from geopixel.errors import DamagedError, StorageError
 from geopixel.storage import Folder
 from geopixel.types import DECISIONS, STATES, STATUS_CODES, TILE_SIZES, UNDECIDED, Description, Grid, State, Tile, TilePrediction, Tiles
 
@@ -65,8 +65,12 @@ def store_plan(folder: Folder, tiles: Sequence[Tile]) -> None:
 
 
 def load_plan(folder: Folder) -> Tiles:
-    """The tiles that were stored, in their order. Raises FileNotFoundError where there is no plan."""
-    table = pq.read_table(BytesIO(folder.get(PLAN)), columns=["crs", "resolution", "size", "column", "row", "decided"])
+    """The tiles that were stored, in their order. Raises StorageError where there is no plan."""
+    try:
+        stored = folder.get(PLAN)
+    except FileNotFoundError as error:
+        raise StorageError(f"{folder.url} lacks {PLAN}, without which its run cannot be gone on with") from error
+    table = pq.read_table(BytesIO(stored), columns=["crs", "resolution", "size", "column", "row", "decided"])
     grid = Grid(table["crs"][0].as_py(), table["resolution"][0].as_py())
     size, column, row = (table[name].to_numpy() for name in ("size", "column", "row"))
     decided = np.full(len(table), UNDECIDED, np.uint8)

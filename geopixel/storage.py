@@ -151,7 +151,11 @@ class Folder:
         self.put(path, _json(value))
 
     def get_json(self, path: str) -> Any:
-        return json.loads(self.get(path))
+        """Raises ValueError, beside what get raises, where it is not JSON."""
+        try:
+            return json.loads(self.get(path))
+        except ValueError as error:
+            raise ValueError(f"{path} in {self.url} is not JSON: {error}") from error
 
     def zarr(self, path: str) -> zarr.storage.ObjectStore:
         """The Zarr store at path below this folder."""

@@ -53,7 +53,13 @@ def ask(arguments: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     number = 0
     for question in questions() if arguments.prompt is None else [arguments.prompt]:
-        reply = conversation.ask(question)
+        try:
+            reply = conversation.ask(question)
+        except ValueError as error:
+            if arguments.prompt is not None:
+                raise
+            print(f"ask: {error}", file=sys.stderr)  # the history is as it was: another question may do
+            continue
         console.print(coloured(reply))
         number, paths = store(picture, reply, arguments.out, arguments.image.stem, number + 1)
         for path in paths:
@@ -63,7 +69,7 @@ def ask(arguments: argparse.Namespace) -> int:
         if not paths:
             print("no mask: nothing written")
         elif picture.place is None:
-            print(f"no GeoParquet: {arguments.image} does not say where on Earth it is")
+            print(f"no GeoParquet: {arguments.image} does not say where on Earth all of it is")
     return 0
 
 

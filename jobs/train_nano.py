@@ -46,14 +46,14 @@ def main() -> None:
     stages = {name: arguments.pop(name) for name in STAGES}
     try:
         if data is None:
-            train_nano(**arguments | {"scenes": arguments["scenes"] or 120})
+            train_nano(**arguments | {"scenes": 120 if arguments["scenes"] is None else arguments["scenes"]})
             return
         adapt_nano(
             start,
             arguments["out"],
             arguments["work"],
             data,
-            scenes=arguments["scenes"] or 60,
+            scenes=60 if arguments["scenes"] is None else arguments["scenes"],
             seed=arguments["seed"],
             leave_out=leave_out,
             anew=anew,

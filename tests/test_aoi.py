@@ -174,6 +174,7 @@ def test_parts_without_area_are_left_out_and_told() -> None:
         ("POLYGON((0 0,1 1,2 2,0 0))", "has no area: it holds Polygon"),
         ("POLYGON EMPTY", "no features"),
         ("POLYGON((0 0,1 0", "not readable as WKT"),
+        ("CURVEPOLYGON(CIRCULARSTRING(0 0,1 1,2 0,1 -1,0 0))", "not readable as WKT"),
         ("POLYGON((0 0,1 0,nan 1,0 0))", "not finite"),
         ("POLYGON((170 0,390 0,390 9,170 0))", "longitude 390"),
     ],

@@ -172,6 +172,8 @@ def test_datetime_forms(when: str) -> None:
         ("--min-area", "-0.1"),
         ("--resolution", "0"),
         ("--resolution", "inf"),
+        ("--resolution", "1e-300"),
+        ("--resolution", "1e12"),
         ("--bands", "1,2"),
         ("--bands", "0"),
         ("--bands", "red"),

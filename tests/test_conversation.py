@@ -14,6 +14,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 from PIL import Image, ImageColor, ImageOps
@@ -137,6 +138,26 @@ def test_control_points_are_a_place_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(picture.place.to_ground(np.array([0.0, 4.5]), np.array([0.0, 2.5])), [[500_000, 500_004.5], [5_400_000, 5_399_997.5]])
 
 
+def test_control_points_count_where_a_file_has_no_transform_of_its_own(tmp_path: Path) -> None:
+    points = [GroundControlPoint(row, column, 87 + column / 1e4, 27 - row / 1e4) for row in (0, 8) for column in (0, 9)]
+    file = write(tmp_path / "points.tif", noise(3, 8, 9), gcps=points, crs="EPSG:4326")
+    rasterio.shutil.copy(file, tmp_path / "both.vrt", driver="VRT")
+    text = (tmp_path / "both.vrt").read_text()
+    (tmp_path / "both.vrt").write_text(text.replace("<GCPList", "<SRS>EPSG:4326</SRS><GCPList", 1))
+    with rasterio.open(tmp_path / "both.vrt") as both:
+        assert both.crs == CRS.from_epsg(4326)
+        assert both.transform.is_identity
+    place = read_picture(tmp_path / "both.vrt").place
+    assert place is not None
+    np.testing.assert_allclose(place.to_ground(np.array([0.0]), np.array([0.0])), [[87], [27]])
+
+
+def test_a_view_beyond_the_edge_of_the_earth_has_no_place(tmp_path: Path) -> None:
+    crs = "+proj=ortho +lat_0=0 +lon_0=0 +R=6371000"
+    assert read_picture(write(tmp_path / "in.tif", noise(3, 8, 8), crs=crs, transform=Affine(1e5, 0, 0, 0, -1e5, 0))).place is not None
+    assert read_picture(write(tmp_path / "out.tif", noise(3, 8, 8), crs=crs, transform=Affine(1e6, 0, 0, 0, -1e6, 0))).place is None
+
+
 def test_a_place_that_no_longitude_leads_to_is_none(tmp_path: Path) -> None:
     mars = 'GEOGCS["Mars",DATUM["Mars",SPHEROID["Mars",3396190,169.89]],PRIMEM["Reference",0],UNIT["degree",0.0174532925199433]]'
     for name, crs in {"mars": mars, "local": 'LOCAL_CS["x",UNIT["m",1]]', "nowhere": None}.items():
@@ -204,6 +225,15 @@ def test_a_mask_across_the_antimeridian_is_cut_there() -> None:
     assert len(parts) == 2
     assert (bounds[:, 2] - bounds[:, 0] < 0.02).all()
     assert frame["area_m2"][0] == pytest.approx(2000 * 900, rel=2e-3)  # the scale of UTM so far from its meridian
+
+
+@pytest.mark.parametrize("west", [179.999, 250.0])
+def test_degrees_beyond_180_are_brought_back(west: float) -> None:
+    place = Place(CRS.from_epsg(4326), Affine(1e-4, 0, west, 0, -1e-4, 27))
+    (geometry,) = masks_on_the_ground(blank(40, 50, place), reply(np.ones((1, 40, 50), bool))).geometry
+    assert geometry.is_valid
+    assert np.abs(shapely.get_coordinates(geometry)[:, 0]).max() <= 180
+    assert geometry.area == pytest.approx(50e-4 * 40e-4)
 
 
 # --- the overlay and the words
@@ -352,6 +382,15 @@ def test_a_conversation_that_outgrows_the_context_keeps_its_history(scene: Path)
     with pytest.raises(ValueError, match="tokens"):
         conversation.ask("word " * 5000)
     assert conversation.history == history
+
+
+def test_a_question_that_does_not_fit_costs_no_conversation(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(monkeypatch, scene, "--out", tmp_path, "--max-new-tokens", 1, lines=f"{'word ' * 5000}\nis there water?\n\n") == 0
+    said = capsys.readouterr()
+    assert re.fullmatch(r"ask: image, prompt and answer must fit .* tokens, got .*\n", said.err)
+    assert said.out
 
 
 @pytest.mark.parametrize("end", ["end of input", "ctrl-c"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from geopixel import ledger
+from geopixel.errors import StorageError
 from geopixel.storage import Folder
 from geopixel.types import CLOUDED, NO_SCENE, STATES, STATUS_CODES, TILE_SIZES, UNDECIDED, Description, Grid, Tile, TilePrediction
 
@@ -91,7 +92,7 @@ def test_tiles_of_two_grids_or_none_are_no_plan(folder: Folder) -> None:
     for tiles in ([], [TILES[0], Tile(Grid("EPSG:32646", 0.3), 512, 0, 0)]):
         with pytest.raises(ValueError, match="of one grid"):
             ledger.store_plan(folder, tiles)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageError):
         ledger.load_plan(folder)
 
 

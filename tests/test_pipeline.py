@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import shapely.affinity
 import xarray as xr
 
 from geopixel import features, ledger, mosaic
@@ -40,9 +41,11 @@ from geopixel.pipeline import (
     predict_tiles,
     scene_from_json,
     scene_to_json,
+    store_dry_plan,
     tile_flops,
     trace_features,
 )
+from geopixel.pipeline.stored import find_run
 from geopixel.storage import Folder
 from geopixel.types import HALO, STATUS_CODES, Grid, Tile, TileImage, TilePrediction, TileReceipt
 from geopixel.verification import verify
@@ -206,6 +209,32 @@ def test_a_plan_writes_nothing_and_says_its_cost(catalog: Path, tmp_path: Path, 
 def test_what_is_too_large_is_refused_and_the_flag_named(catalog: Path, limits: Limits, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(ask(catalog), NANO, SerialRunner(), quiet, limits)
+
+
+def test_parts_far_apart_are_refused_before_all_between_them_is_looked_at(catalog: Path) -> None:
+    request = ask(catalog)
+    far = shapely.affinity.translate(request.area, 10, -10)
+    with pytest.raises(ValueError, match=r"lie so far apart in EPSG:32633 that [\d,]{9,} tiles of 512 pixels would be looked at for \d+: .*--crs"):
+        make_plan(replace(request, area=shapely.union_all([request.area, far])), NANO, SerialRunner(), quiet)
+
+
+def test_a_dry_run_writes_into_no_folder_that_a_run_refuses(catalog: Path, tmp_path: Path) -> None:
+    plan = make_plan(ask(catalog), NANO, SerialRunner(), quiet)
+    for name in ("notes.txt", "plan.parquet"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(RunConflictError, match=r"is not empty and holds no run: found notes\.txt"):
+        store_dry_plan(Folder(str(tmp_path)), plan)
+    assert (tmp_path / "plan.parquet").read_text() == "mine"
+
+
+def test_what_a_run_lacks_or_what_is_torn_is_named(catalog: Path, serial: Path, tmp_path: Path) -> None:
+    shutil.copytree(serial, tmp_path / "run")
+    (tmp_path / "run" / "plan.parquet").unlink()
+    with pytest.raises(StorageError, match=r"run lacks plan\.parquet"):
+        find_run(Folder(str(tmp_path / "run")), ask(catalog))
+    (tmp_path / "run" / "run.json").write_text('{"request": ')
+    with pytest.raises(ValueError, match=r"run\.json in .*run is not JSON"):
+        find_run(Folder(str(tmp_path / "run")), ask(catalog))
 
 
 def test_a_run_is_planned_again_from_its_own_scenes(catalog: Path, serial: Path) -> None:

@@ -140,7 +140,7 @@ class MapSettings(Settings):
     profile: str | None = flag(
         "imagery", "FILE", "TOML file that says how a collection is shown: assets, bands, scale, nodata, clouds; it goes before geopixel/profiles/*.toml"
     )
-    resolution: float | None = flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", gt=0)
+    resolution: float | None = flag("pixels of the map", "SIZE", "pixel edge in units of the CRS (default: the imagery's own)", ge=1e-9, le=1e6)
     crs: str | None = flag("pixels of the map", "CRS", "coordinate reference system, such as EPSG:32645 (default: the imagery's own)")
     model: str | None = flag(
         "finding",

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from geopixel.errors import CheckpointError
+from geopixel.errors import CheckpointError, StorageError
 from geopixel.model.config import BIN, SAFETENSORS, GeoPixelConfig, read_config
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
@@ -253,7 +253,10 @@ def save_weights(folder: Path, sizes: Mapping[str, int], tensors: Iterator[tuple
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = folder / ("model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-        save_file(dict(next(tensors) for _ in names), file, metadata={"format": "pt"})
+        try:
+            save_file(dict(next(tensors) for _ in names), file, metadata={"format": "pt"})
+        except SafetensorError as error:  # what the system said, as of a full disk
+            raise StorageError(f"{file} cannot be written: {error}") from error
         file.chmod((folder / "config.json").stat().st_mode)  # save_file leaves it to its owner alone
         places |= dict.fromkeys(names, file.name)
     if len(shards) > 1:

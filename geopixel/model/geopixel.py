@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -132,8 +132,9 @@ class GeoPixel:
 
     def presence(self, images: Sequence[np.ndarray], concepts: Sequence[str]) -> np.ndarray:
         """How probable each concept is in each image, (images, concepts) float32: P(yes) against P(no) as the first word of the answer to a
-        yes/no question. No answer is written: one short forward behind the image's tokens. Raises as ask does, and ValueError beyond
-        max_positions (see ask)."""
+        yes/no question. No answer is written: one short forward behind the image's tokens. Of nano it tells which image rather has a concept,
+        not whether it has: most values are above 0.5 (its "No" weighed less in training). Raises as ask does, and ValueError beyond max_positions
+        (see ask)."""
         asked = self._prompts(images, concepts)
         ids = [[self.tokenizer.encode(USER + PRESENCE_PROMPT.format(concept) + ASSISTANT) for concept in row] for row in asked]
         words = [self.tokenizer.encode(word)[0] for word in (YES, NO)]
@@ -154,10 +155,13 @@ class GeoPixel:
             processor.check_image(image)
         if isinstance(prompts, str):
             raise ValueError(f"prompts must be a list, got the string {prompts!r}")
-        shared = [prompt for prompt in prompts if isinstance(prompt, str)]
-        rows = [shared] * len(images) if len(shared) == len(prompts) else [list(row) for row in prompts if not isinstance(row, str)]
+        rows: list[list[Any]] = [list(prompts)] * len(images)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            rows = [list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [] for row in prompts]
         if len(rows) != len(images) or not all(row and all(isinstance(prompt, str) and prompt.strip() for prompt in row) for row in rows):
             raise ValueError(f"prompts must be texts that are not empty, one list for all images or one for each of {len(images)}, got {list(prompts)!r}")
+        for prompt in {prompt for row in rows for prompt in row}:
+            prompt.encode()  # half a character is a UnicodeEncodeError, which is a ValueError
         return rows
 
     def _in_batches(self, count: int, work: Callable[[slice], list[T]]) -> list[T]:
@@ -230,4 +234,4 @@ class GeoPixel:
 
     def _text(self, ids: list[int]) -> tuple[str, list[str]]:
         text = self.tokenizer.decode(ids, skip_special=True).replace(ANSWER_END, "").strip()
-        return text, [phrase.strip() for phrase in re.findall(r"<p>(.*?)</p>\s*\[SEG\]", text)]
+        return text, [phrase.strip() for phrase in re.findall(r"<p>((?:(?!<p>).)*?)</p>\s*\[SEG\]", text)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import shapely
 import xarray as xr
@@ -13,7 +14,7 @@ from geopixel.cost import PlanCost, estimate_cost
 from geopixel.model.config import GeoPixelConfig
 from geopixel.pipeline.request import USUAL, Limits, MapRequest, Plan, Progress, Run, metres_per_pixel
 from geopixel.pipeline.runners import Runner
-from geopixel.pipeline.stored import RUN
+from geopixel.pipeline.stored import holds_run
 from geopixel.search import Findings, search_catalog
 from geopixel.storage import Folder
 from geopixel.survey import survey_scenes
@@ -22,6 +23,9 @@ from geopixel.types import HALO, TILE_SIZES, Tiles
 
 FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 4e14}
 """Assumed of one device for the estimate of a plan: a CPU core at about half of its float32 peak, an H200 at half of its measured 790 TFLOP/s."""
+
+FAR_CELLS, FAR_TIMES = 5_000_000, 50
+"""Beyond so many cells around an area, and so many times as many as it has itself, it is not surveyed: that would take minutes, for what is between."""
 
 
 def search_scenes(request: MapRequest, limits: Limits = USUAL) -> Findings:
@@ -68,8 +72,15 @@ def make_plan(
             f"the area is {smallest:,.0f} tiles of {TILE_SIZES[0]} pixels of {grid.resolution:g} in {grid.crs}, more than {limits.max_tiles:,}: "
             "map a part of it, choose a coarser --resolution, or raise --max-tiles"
         )
+    cells = survey_cells(request.area, grid, request.window)
+    surveyed = (cells[2] - cells[0]) * (cells[3] - cells[1])
+    if surveyed > FAR_CELLS and surveyed > FAR_TIMES * smallest:
+        raise ValueError(
+            f"the area's parts lie so far apart in {grid.crs} that {surveyed:,.0f} tiles of {TILE_SIZES[0]} pixels would be looked at for "
+            f"{math.ceil(smallest):,}: map them one by one, or choose a --crs in which they lie together (at the antimeridian a UTM zone)"
+        )
     progress("survey", 0, 1)
-    survey = survey_scenes(scenes, grid, survey_cells(request.area, grid, request.window), scheduler=runner.dask_scheduler)
+    survey = survey_scenes(scenes, grid, cells, scheduler=runner.dask_scheduler)
     tiles = plan_tiles(
         request.area,
         grid,
@@ -86,10 +97,11 @@ def make_plan(
 
 
 def store_dry_plan(folder: Folder, plan: Plan) -> bool:
-    """Writes the plan's tiles to plan.parquet, as a run there would, unless the folder holds a run: its own plan stays. Says whether it wrote."""
+    """Writes the plan's tiles to plan.parquet, as a run there would, unless the folder holds a run: its own plan stays. Says whether it wrote. Raises
+    RunConflictError where the folder holds something else, as a run would."""
+    if holds_run(folder):
+        return False
     with folder.reached():
-        if folder.exists(RUN):
-            return False
         ledger.store_plan(folder, plan.tiles)
     return True
 

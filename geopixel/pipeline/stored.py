@@ -23,16 +23,22 @@ CHANGEABLE = ("threshold", "min_area", "fill_holes", "simplify", "orthogonalize"
 def find_run(folder: Folder, request: MapRequest) -> tuple[Run, Tiles] | None:
     """The run and tiles that the folder holds, with the request's CHANGEABLE values; None where it holds nothing. Raises RunConflictError where
     it holds something else."""
-    with folder.reached():
-        holds_run = folder.exists(RUN)
-        strangers = [] if holds_run else [path for path in folder.list() if path not in (ledger.PLAN, SCENES) and not path.startswith(f"{lease.LEASES}/")]
-    if strangers:
-        raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
-    if not holds_run:
+    if not holds_run(folder):
         return None
     run, tiles = load_run(folder), ledger.load_plan(folder)
     check_same(folder, run.request.to_json(), request.to_json())
     return replace(run, request=request), tiles
+
+
+def holds_run(folder: Folder) -> bool:
+    """Whether there is a run. Raises RunConflictError where there is something else."""
+    with folder.reached():
+        if folder.exists(RUN):
+            return True
+        strangers = [path for path in folder.list() if path not in (ledger.PLAN, SCENES) and not path.startswith(f"{lease.LEASES}/")]
+    if strangers:
+        raise RunConflictError(f"{folder.url} is not empty and holds no run: found {strangers[0]}; choose another --out")
+    return False
 
 
 def check_same(folder: Folder, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

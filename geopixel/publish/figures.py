@@ -14,6 +14,8 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
+from bokeh.core.validation import silence
+from bokeh.core.validation.warnings import MISSING_RENDERERS
 from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, PanTool, Range1d, ScaleBar, WheelZoomTool
 from bokeh.plotting import figure
 from PIL import Image
@@ -21,6 +23,8 @@ from shapely import Geometry
 
 from geopixel.publish.backdrop import INK, OUTLINE, PAPER, SCORE, STATE_COLOURS, Backdrop, colour
 from geopixel.types import STATES, State, Tiles
+
+silence(MISSING_RENDERERS)  # a map on which nothing was found is a map
 
 FEATURES_DRAWN, VERTICES_DRAWN = 12_000, 400_000
 """At most, so that a page stays below 20 MB and moves at once."""

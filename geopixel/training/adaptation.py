@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from geopixel.demo import CLASSES, TRAINING_SEEDS
-from geopixel.model.checkpoint import load_model, save_checkpoint
+from geopixel.model.checkpoint import load_model, save_checkpoint, weights_sha256
 from geopixel.model.grounding import Grounding
 from geopixel.model.network import GeoPixelNetwork
 from geopixel.model.tokenizer import Tokenizer
@@ -82,6 +83,8 @@ class Adaptation:
     report: Callable[[str], None]
     taught: Sequence[str]
     """What the start knows: the classes of rendered scenes, or all CONCEPTS where it was adapted before."""
+    about: Mapping[str, Any]
+    """What the training is, for what it stores: see State."""
     workers: int = 0
     """Processes that draw windows; 0: the one that trains."""
 
@@ -117,7 +120,7 @@ class Adaptation:
         """Rows of step, minutes, and the mean losses of answers, masks and probes since the row before."""
         parameters = [parameter for parameter in parts.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-        state = State(self.work / f"{name}.pt", parts, optimizer)
+        state = State(self.work / f"{name}.pt", parts, optimizer, self.about)
         done, curve = state.load()
         began = time.monotonic() - 60 * (curve[-1][1] if curve else 0)
         saved = time.monotonic()
@@ -211,12 +214,16 @@ class State:
     path: Path
     parts: nn.Module
     optimizer: torch.optim.Optimizer
+    about: Mapping[str, Any]
+    """What this training is, as JSON has it: another one does not go on with it."""
 
     def load(self) -> tuple[int, list[list[float]]]:
-        """Steps done and the curve so far; nothing of each where there is no state yet. Raises ValueError where it is of another network."""
+        """Steps done and the curve so far; nothing of each where there is no state yet. Raises ValueError where it is of another training."""
         if not self.path.exists():
             return 0, []
         stored = torch.load(self.path, weights_only=True, map_location="cpu")
+        if (was := stored.get("about")) != self.about:
+            raise ValueError(f"{self.path} was left by another training ({was}), take another folder for work than for {self.about}")
         try:
             self.parts.load_state_dict(stored["parts"])
         except RuntimeError as error:
@@ -226,7 +233,8 @@ class State:
 
     def save(self, steps: int, curve: list[list[float]]) -> None:
         part = self.path.with_suffix(".part")
-        torch.save({"steps": steps, "curve": curve, "parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}, part)
+        weights = {"parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({"about": dict(self.about), "steps": steps, "curve": curve, **weights}, part)
         part.rename(self.path)
 
 
@@ -267,7 +275,7 @@ def adapt_nano(
     kept: share of the start in the weights that are written, the mean of both: what is learnt from few places makes others worse, and this gives
     most of it back (Wortsman et al. 2022, arXiv:2109.01903). workers: processes that draw windows beside the one that trains.
 
-    Raises ValueError for a share outside of 0 to 1 or with anew, for data that is not there, and for states of another network in work.
+    Raises ValueError for a share outside of 0 to 1 or with anew, for data, sites or a GPU that are not there, and for states of another training in work.
     """
     if not 0 <= kept <= 1 or (kept and anew):
         raise ValueError(f"of the start a share of 0 to 1 is kept, and nothing where its encoder begins anew, got {kept}")
@@ -307,7 +315,10 @@ def prepare(
     device: str = "cpu",
     report: Callable[[str], None],
 ) -> Adaptation:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no GPU that CUDA knows, got the device {device}")
     torch.manual_seed(seed)
+    about = {"start": weights_sha256(start), "leave_out": list(leave_out), "seed": seed, "scenes": scenes, "anew": anew}
     network, tokenizer = load_model(start, torch.float32, torch.device(device))
     network.train().requires_grad_(True)
     if anew:
@@ -315,4 +326,4 @@ def prepare(
     fix_encoder(network.grounding)
     windows = Windows(render_scenes(work, scenes, TRAINING_SEEDS.start), read_grounds(data, leave_out), Teacher(network.config, tokenizer), seed)
     earlier = json.loads((start / "training.json").read_text())
-    return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES))
+    return Adaptation(network, tokenizer, windows, work, report, list(CONCEPTS if "adaptation" in earlier else CLASSES), about)

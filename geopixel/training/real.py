@@ -61,9 +61,13 @@ def read_picture(path: Path) -> np.ndarray:
 
 def building_grounds(folder: Path, leave_out: Sequence[str] = ()) -> list[Ground]:
     """The chips of index.csv put together as they lie on the ground: neighbours make one picture, gaps in it are unlabelled. Sites of leave_out
-    are not read."""
+    are not read. Raises ValueError for one that is not there: a slip would let it be learnt from."""
     with (folder / "index.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["site"] not in leave_out]
+        rows = list(csv.DictReader(file))
+    sites = {row["site"] for row in rows}
+    if strange := sorted(set(leave_out) - sites):
+        raise ValueError(f"sites to leave out are of {', '.join(sorted(sites))}, got {strange[0]!r}")
+    rows = [row for row in rows if row["site"] not in leave_out]
     grounds = []
     for site in sorted({row["site"] for row in rows}):
         chips = [row for row in rows if row["site"] == site]

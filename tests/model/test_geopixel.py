@@ -240,9 +240,13 @@ def test_bfloat16(finder: GeoPixel) -> None:
         (IMAGES, [["road"]], r"one for each of 2, got \[\['road'\]\]"),
         (IMAGES, [["road"], []], r"got \[\['road'\], \[\]\]"),
         (IMAGES, ["road", ["tank"]], r"got \['road', \['tank'\]\]"),
+        (IMAGES, ["road", ["tank"], ["tree"]], r"got \['road', \['tank'\], \['tree'\]\]"),
+        (IMAGES, ["road", None], r"got \['road', None\]"),
+        (IMAGES, ["road\udcff"], "surrogates not allowed"),
     ],
-    ids=["no images", "no prompts", "empty prompt", "float image", "grey image", "bands first", "path", "string", "too few", "none for one", "mixed"],
-)
+    ids=["no images", "no prompts", "empty prompt", "float image", "grey image", "bands first", "path", "string", "too few", "none for one", "mixed",
+         "mixed, as many as images", "nothing", "half a character"],
+)  # fmt: skip
 def test_what_cannot_be_asked_is_refused(finder: GeoPixel, images: list[Any], prompts: list[str], named: str) -> None:
     for method in (finder.ask, finder.segment, finder.presence):
         with pytest.raises(ValueError, match=named):

@@ -411,13 +411,22 @@ def test_what_is_kept_of_the_start_is_mixed_in(lessons: Path) -> None:
             adapt_nano(lessons / "start", lessons / "no", lessons / "no", lessons / "data", stages={}, scenes=1, **wrong)
 
 
-def test_what_another_network_left_is_refused(lessons: Path) -> None:
-    """Named, instead of a list of weights alone: the start, or the code, is not that of the folder."""
+def test_what_another_training_left_is_refused(lessons: Path) -> None:
+    """Other sites, seeds, scenes or weights to start from, whose record the result would bear; or another network, by its code."""
     work = work_of(lessons, "another")
-    torch.save({"steps": 1, "curve": [], "parts": {"0.weight": torch.zeros(1)}, "optimizer": {}}, work / "pictures.pt")
-    ready = prepare(lessons / "start", work, lessons / "data", scenes=1, leave_out=(), seed=0, report=lambda _: None)
+
+    def ready(seed: int, *leave_out: str) -> Adaptation:
+        return prepare(lessons / "start", work, lessons / "data", scenes=1, leave_out=leave_out, seed=seed, report=lambda _: None)
+
+    ready(0, "there").pictures(Stage(1, 0, 2, 1e-3))
+    for other in (ready(0, "here"), ready(1, "there")):
+        with pytest.raises(ValueError, match=r"pictures\.pt was left by another training \(.*'leave_out': \['there'\]"):
+            other.pictures(Stage(2, 1, 2, 1e-3))
+    same = ready(0, "there")
+    stored = torch.load(work / "pictures.pt", weights_only=True)
+    torch.save(stored | {"parts": {"0.weight": torch.zeros(1)}}, work / "pictures.pt")
     with pytest.raises(ValueError, match=r"pictures\.pt was left by the training of another network"):
-        ready.pictures(Stage(2, 1, 2, 1e-3))
+        same.pictures(Stage(2, 1, 2, 1e-3))
 
 
 def test_data_that_is_not_there_is_refused(lessons: Path, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_chips_are_put_together_as_they_lie_on_the_ground(tmp_path: Path) -> Non
     assert (first.truth[:256, :128] == CONCEPTS["building"]).all()
     assert (first.truth[:256, 128:256] == OTHER).all()
     assert {ground.site for ground in building_grounds(tmp_path, ["here"])} == {"there"}
+    with pytest.raises(ValueError, match="sites to leave out are of here, there, got 'hree'"):
+        building_grounds(tmp_path, ["hree"])
 
 
 def test_a_mask_that_jpeg_blurred_is_cleaned() -> None:
