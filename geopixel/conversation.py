@@ -4,7 +4,7 @@ picture and traces them on the ground. Knows one picture and the model; nothing 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -307,3 +307,14 @@ def store(picture: Picture, reply: Reply, folder: Path, stem: str, number: int) 
         return number, [overlay]
     traced.to_parquet(table, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0")
     return number, [overlay, table]
+
+
+def remarks(picture: Picture, reply: Reply, paths: Sequence[Path], threshold: float) -> Iterator[str]:
+    """What a person should know of a reply besides its words: the files that store wrote, and what they lack."""
+    yield from (f"wrote {path}" for path in paths)
+    if unseen := len(reply.marks) - len(reply.seen):
+        yield f"{unseen} of {len(reply.marks)} masks have no pixel at {threshold:g} or above"
+    if not paths:
+        yield "no mask: nothing written"
+    elif picture.place is None:
+        yield "no GeoParquet: the picture does not say where on Earth all of it is"

@@ -43,7 +43,7 @@ def ask(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out {arguments.out} is not a folder")
     if not 0 < arguments.threshold < 1:
         raise ValueError(f"--threshold must be between 0 and 1, got {arguments.threshold}")
-    from geopixel.conversation import Conversation, coloured, default_model, read_picture, store
+    from geopixel.conversation import Conversation, coloured, default_model, read_picture, remarks, store
 
     picture = read_picture(arguments.image)
     from geopixel.model import GeoPixel  # loads torch: a picture that cannot be read is refused before
@@ -62,14 +62,8 @@ def ask(arguments: argparse.Namespace) -> int:
             continue
         console.print(coloured(reply))
         number, paths = store(picture, reply, arguments.out, arguments.image.stem, number + 1)
-        for path in paths:
-            print(f"wrote {path}")
-        if unseen := len(reply.marks) - len(reply.seen):
-            print(f"{unseen} of {len(reply.marks)} masks have no pixel at {arguments.threshold:g} or above")
-        if not paths:
-            print("no mask: nothing written")
-        elif picture.place is None:
-            print(f"no GeoParquet: {arguments.image} does not say where on Earth all of it is")
+        for line in remarks(picture, reply, paths, arguments.threshold):
+            print(line)
     return 0
 
 

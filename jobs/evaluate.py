@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from geopixel.storage import Folder
 def main() -> int:
     arguments = parser().parse_args()
     try:
+        evaluation.refuse_foreign(vars(arguments))
         report = score_model(arguments) if arguments.run is None else score_run(arguments)
     except (GeoPixelError, ValueError, OSError) as error:
         print(f"evaluate: error: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -49,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def score_run(arguments: argparse.Namespace) -> dict[str, Any]:
-    refuse(arguments, ("masks", "model", "limit"), "--run is a finished map")
     labels, window = arguments.labels, arguments.window
     if labels is not None and arguments.prompt is None:
         raise ValueError("--labels are polygons of one prompt: say which with --prompt")
@@ -61,20 +60,9 @@ def score_run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Flags of another use would be passed over."""
-    for name in names:
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"{why}: leave out --{name}")
-
-
 def score_model(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.dataset:
-        refuse(arguments, ("masks", "labels", "window", "prompt"), "--dataset has its own truth")
-    else:
-        refuse(arguments, ("labels", "window"), "--images has its truth in --masks")
-        if not (arguments.masks and arguments.prompt):
-            raise ValueError("--images needs --masks and --prompt")
+    if arguments.images and not (arguments.masks and arguments.prompt):
+        raise ValueError("--images needs --masks and --prompt")
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
     if arguments.dataset:

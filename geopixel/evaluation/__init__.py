@@ -3,7 +3,7 @@ grounded.py), maps against what is known to be there (truth.py, maps.py). Every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from geopixel.evaluation.datasets import DATASETS, Grounded, Referring, read_chips, read_dataset
@@ -28,8 +28,21 @@ __all__ = [
     "read_dataset",
     "read_truth",
     "referring_scores",
+    "refuse_foreign",
     "rendered_truth",
 ]
+
+
+FOREIGN = {"run": ("masks", "model", "limit"), "dataset": ("masks", "labels", "window", "prompt"), "images": ("labels", "window")}
+"""Settings of an evaluation that another kind of it has: they would be passed over."""
+
+
+def refuse_foreign(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that is given, not None, and that the kind of evaluation has no use for. settings: by their names."""
+    kind = next(kind for kind in FOREIGN if settings[kind] is not None)
+    for name in FOREIGN[kind]:
+        if settings[name] is not None:
+            raise ValueError(f"--{kind} has no use for --{name}: leave it out")
 
 
 def evaluate_model(

@@ -78,9 +78,9 @@ def test_chips_are_scored_by_the_bundled_model(tmp_path: Path, monkeypatch: pyte
 REFUSALS = {
     "no run": (["--run", "nowhere"], "holds no finished run"),
     "an empty name": (["--run", ""], "holds no finished run"),
-    "masks of a run": (["--run", "SERIAL", "--masks", "."], "--run is a finished map: leave out --masks"),
-    "labels of chips": (["--images", ".", "--labels", "a.geojson"], "leave out --labels"),
-    "prompt of a data set": (["--dataset", "refsegrs", ".", "--prompt", "tree"], "leave out --prompt"),
+    "masks of a run": (["--run", "SERIAL", "--masks", "."], "--run has no use for --masks: leave it out"),
+    "labels of chips": (["--images", ".", "--labels", "a.geojson"], "--images has no use for --labels: leave it out"),
+    "prompt of a data set": (["--dataset", "refsegrs", ".", "--prompt", "tree"], "--dataset has no use for --prompt: leave it out"),
     "no split": (["--dataset", "geopixeld", "."], "has no split"),
     "labels of what": (["--run", "SERIAL", "--labels", "a.geojson"], "say which with --prompt"),
     "no labels": (["--run", "SERIAL", "--labels", "a.geojson", "--prompt", "water"], "a.geojson cannot be read"),
