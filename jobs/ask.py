@@ -55,13 +55,13 @@ def ask(arguments: argparse.Namespace) -> int:
     for question in questions() if arguments.prompt is None else [arguments.prompt]:
         try:
             reply = conversation.ask(question)
+            console.print(coloured(reply))
+            number, paths = store(picture, reply, arguments.out, arguments.image.stem, number + 1)
         except ValueError as error:
             if arguments.prompt is not None:
                 raise
-            print(f"ask: {error}", file=sys.stderr)  # the history is as it was: another question may do
+            print(f"ask: {error}", file=sys.stderr)  # another question may do
             continue
-        console.print(coloured(reply))
-        number, paths = store(picture, reply, arguments.out, arguments.image.stem, number + 1)
         for line in remarks(picture, reply, paths, arguments.threshold):
             print(line)
     return 0

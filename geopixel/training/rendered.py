@@ -20,7 +20,10 @@ SCENE_GSDS = (0.3, 0.4, 0.5, 0.6, 0.8)
 
 
 def render_scenes(folder: Path, count: int, first_seed: int) -> list[Path]:
-    """Scenes (SCENE_SIZE, SCENE_SIZE, 4) uint8, red, green, blue and class code, as .npy; those that are there are kept."""
+    """Scenes (SCENE_SIZE, SCENE_SIZE, 4) uint8, red, green, blue and class code, as .npy; those that are there are kept. Raises
+    ValueError for less than one, and for seeds that are not for training."""
+    if count < 1:
+        raise ValueError(f"training wants at least one rendered scene, got {count}")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{first_seed + i}.npy" for i in range(count)]
     for path in paths:

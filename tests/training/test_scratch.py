@@ -144,6 +144,8 @@ def test_training_never_sees_the_scenes_of_the_demo(tmp_path: Path) -> None:
     assert not set(TRAINING_SEEDS) & set(DEMO_SEEDS)
     with pytest.raises(ValueError, match=str(DEMO_SEEDS[0])):
         render_scenes(tmp_path, 1, DEMO_SEEDS[0])
+    with pytest.raises(ValueError, match="at least one rendered scene, got 0"):
+        render_scenes(tmp_path, 0, TRAINING_SEEDS.start)
 
 
 @pytest.fixture
